@@ -1,0 +1,3 @@
+"""A volume plugin for Docker, Podman and PouchContainer."""
+
+__version__ = "0.1.0"

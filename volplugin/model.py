@@ -1,0 +1,80 @@
+"""The values that every layer speaks of: volumes, their states, and who holds them."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import attrs
+
+
+class State(Enum):
+    """Where a volume is in its life; absent before *creating* and after *removing*."""
+
+    CREATING = "creating"
+    READY = "ready"
+    REMOVING = "removing"
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """A volume's record, as the store keeps it and as its root's xattr carries it.
+
+    ``id`` tells two volumes of one name apart, in time and between stores. ``options``
+    are the user's own words; the driver parses them. ``facts`` are what the driver
+    noted when it planned the volume, for its own later use. ``mountpoint`` is where
+    the bytes are once attached; it never changes.
+    """
+
+    name: str
+    id: str
+    backend: str
+    driver: str
+    options: Mapping[str, str] = attrs.field(factory=dict)
+    facts: Mapping[str, str] = attrs.field(factory=dict)
+    mountpoint: str
+    created_at: str
+    state: State = State.CREATING
+
+
+@attrs.frozen(kw_only=True)
+class Client:
+    """The process at the other end of a plugin socket, for one life of it.
+
+    ``pid`` is 0 where the kernel cannot name it (another pid namespace). ``started``
+    is the process's start in clock ticks after boot, which tells a reused pid apart;
+    where ``pid`` is 0 it counts the client's activations instead.
+    """
+
+    program: str = ""
+    pid: int = 0
+    started: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Holder:
+    """One mount ID that holds a volume attached.
+
+    ``confirmed`` is false from the intent to the answer. ``server`` is the server
+    process that granted it.
+    """
+
+    id: str
+    count: int = 1
+    client: Client = Client()
+    since: str = ""
+    server: str = ""
+    confirmed: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Mounts:
+    """Who holds a volume on this host, in the boot that ``boot_id`` names.
+
+    ``attached`` says that the driver may have attached it, whoever holds it now: true
+    from the intent to attach until a detach has succeeded. ``used`` says that a client
+    has had its path in this boot, so a container may still be using it.
+    """
+
+    boot_id: str
+    attached: bool = False
+    used: bool = False
+    holders: Mapping[str, Holder] = attrs.field(factory=dict)
