@@ -1,0 +1,135 @@
+"""Which containers hold a file system, told by their mount namespaces."""
+
+import errno
+import os
+from typing import Final
+
+import attrs
+
+from volplugin.errors import Unavailable, from_os_error
+from volplugin.host import mountinfo
+
+# A process that has ended: no entry, no task, and for a zombie's mount table EINVAL.
+_GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.EINVAL})
+
+
+@attrs.frozen
+class Process:
+    """A process as the one to name for its mount namespace."""
+
+    pid: int
+    program: str
+
+
+def holders(device: str, root: str) -> list[Process]:
+    """Return one process for each container that has a piece of a file system mounted.
+
+    The piece is what lies at or below ``root`` inside the file system ``device`` (as
+    `mountinfo.inside` returns them); ``/`` is all of it. A container is a mount
+    namespace other than ours whose root directory is not ours either. Namespaces with
+    our root directory belong to services of the host (systemd's ``PrivateTmp=`` and the
+    like): they have copies of the host's mounts and lose them when we unmount, by
+    propagation, so they are left out.
+
+    A namespace that no process lives in is not seen. Processes that end meanwhile are
+    ignored. Raise `Unavailable` when a process's mounts may not be read: an answer
+    without it could pull a volume from under a container.
+    """
+    found: dict[str, Process] = {}
+    # A table shows what its process can reach: one that is in a chroot inside a
+    # container sees less than the others, so each root directory is asked.
+    for (namespace, _), pids in _foreign_groups().items():
+        if namespace in found:
+            continue
+        holder = _first_that_mounts(pids, device, root)
+        if holder is not None:
+            found[namespace] = holder
+    return list(found.values())
+
+
+def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
+    # Processes by mount namespace and root directory, without ours; pids ascending.
+    try:
+        own_namespace = os.readlink("/proc/self/ns/mnt")
+        own_root = _root_of("self")
+        pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+    except OSError as error:
+        raise from_os_error(error, "list the processes") from error
+    groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
+    for pid in pids:
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace == own_namespace:
+                continue
+            root = _root_of(pid)
+        except PermissionError:
+            # A process with a capability that we lack hides its links, not its mounts.
+            if not _shares_our_view(pid):
+                groups[f"of process {pid}", (0, 0)] = [pid]
+            continue
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            raise _cannot_look(error, pid) from error
+        if root != own_root:
+            groups.setdefault((namespace, root), []).append(pid)
+    return groups
+
+
+def _shares_our_view(pid: int) -> bool:
+    """Tell from mount tables whether ``pid`` has our namespace, or our root directory.
+
+    The ids of mounts are unique on a host: one that two tables share makes them one
+    namespace. A root directory shows as the mount at ``/``.
+    """
+    try:
+        theirs, ours = mountinfo.read(pid), mountinfo.read()
+    except OSError as error:
+        if error.errno in _GONE:
+            return True  # it ended: nothing to ask it for
+        raise _cannot_look(error, pid) from error
+    if {mount.mount_id for mount in theirs} & {mount.mount_id for mount in ours}:
+        return True
+    root, own_root = mountinfo.at("/", theirs), mountinfo.at("/", ours)
+    return (
+        root is not None
+        and own_root is not None
+        and (root.device, root.root) == (own_root.device, own_root.root)
+    )
+
+
+def _root_of(pid: int | str) -> tuple[int, int]:
+    found = os.stat(f"/proc/{pid}/root")
+    return found.st_dev, found.st_ino
+
+
+def _first_that_mounts(pids: list[int], device: str, root: str) -> Process | None:
+    # Any process of the group will do; the next ones are for when the first has ended.
+    for pid in pids:
+        try:
+            mounts = mountinfo.read(pid)
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            raise _cannot_look(error, pid) from error
+        if any(
+            mount.device == device and mountinfo.is_within(mount.root, root)
+            for mount in mounts
+        ):
+            return Process(pid, _program(pid))
+        return None
+    return None
+
+
+def _program(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().decode("utf-8", "replace").rstrip("\n")
+    except OSError:  # it had the mount a moment ago, which is what counts
+        return ""
+
+
+def _cannot_look(error: OSError, pid: int) -> Unavailable:
+    return Unavailable(
+        f"look at the mounts of process {pid}: {error.strerror}; it needs root"
+    )

@@ -1,0 +1,195 @@
+"""Deleting directory trees that someone else has filled.
+
+The tree may be deeper than a path is long or a process has descriptors, may hold
+symbolic links to anywhere, and may change meanwhile. It is walked by descriptors, with
+one directory open at a time; the way up is ``..``, checked against what was there on
+the way down.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from volplugin import failpoints
+from volplugin.errors import InUse, InvalidArgument, NotFound, from_os_error
+from volplugin.host import attributes, mountinfo, paths
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Names of subdirectories kept in memory for one directory; more are read again later.
+_BATCH: Final = 1000
+
+
+def delete(path: str, *, stop: Callable[[], bool]) -> bool:
+    """Delete the directory ``path`` with all that it contains.
+
+    Idempotent: a missing path is success, and a call that ended early or failed can be
+    repeated. No symbolic link is followed and no other file system entered; immutable
+    and append-only flags are cleared. ``stop`` is asked between entries; when it says
+    so, return False with the rest left. Raise `InUse` when something is mounted at or
+    below it, before anything is deleted, or when others change the tree meanwhile.
+    """
+    try:
+        with paths.parent(path) as (directory, name):
+            walk = _start(path, directory, name)
+            try:
+                failpoints.hit("local.purge")
+                return walk.run(stop)
+            finally:
+                walk.close()
+    except (NotFound, FileNotFoundError):
+        return True
+    except OSError as error:
+        raise from_os_error(error, f"delete {path}") from error
+
+
+def require_unmounted(path: str) -> None:
+    """Raise `InUse` when something is mounted at ``path`` or below it."""
+    for mount in mountinfo.read():
+        if mountinfo.is_within(mount.mountpoint, path):
+            raise InUse(
+                f"{mount.kind} is mounted on {mount.mountpoint}; unmount it first"
+            )
+
+
+def _start(path: str, directory: int, name: str) -> "_Walk":
+    require_unmounted(path)
+    try:
+        top = os.open(name, _DIRECTORY, dir_fd=directory)
+    except NotADirectoryError as error:
+        raise InvalidArgument(f"delete {path}: it is not a directory") from error
+    found = os.fstat(top)
+    level = _Level(name, found.st_ino)
+    return _Walk(path, directory, top, found.st_dev, [level])
+
+
+@attrs.define
+class _Level:
+    """A directory on the way from the top to where the walk is."""
+
+    name: str
+    inode: int
+    subdirectories: list[str] = attrs.field(factory=list)
+
+
+@attrs.define
+class _Walk:
+    path: str
+    above: int  # the directory that the tree lies in
+    here: int  # the directory where the walk is, the last level's
+    device: int
+    levels: list[_Level]
+
+    def run(self, stop: Callable[[], bool]) -> bool:
+        while self.levels:
+            if stop():
+                return False
+            level = self.levels[-1]
+            if level.subdirectories:
+                self._descend(level.subdirectories.pop())
+            elif not self._empty(level, stop):
+                return False
+            elif not level.subdirectories:
+                self._remove_and_ascend()
+        return True
+
+    def close(self) -> None:
+        if self.here != self.above:
+            os.close(self.here)
+
+    def _empty(self, level: _Level, stop: Callable[[], bool]) -> bool:
+        # Delete what is no directory and note what is one. A file system may leave
+        # entries out while others are deleted, so only a pass that finds nothing says
+        # that the directory is empty.
+        while True:
+            seen = False
+            with os.scandir(self.here) as entries:
+                for entry in entries:
+                    seen = True
+                    if entry.is_dir(follow_symlinks=False):
+                        level.subdirectories.append(entry.name)
+                        if len(level.subdirectories) == _BATCH:
+                            return True
+                    elif stop():
+                        return False
+                    else:
+                        self._unlink(entry.name)
+            if level.subdirectories or not seen:
+                return True
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.here)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            # EPERM also for an immutable or append-only file or directory of it.
+            attributes.allow_changes(self.here)
+            found = os.stat(name, dir_fd=self.here, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode):
+                file = os.open(name, _FILE, dir_fd=self.here)
+                try:
+                    attributes.allow_changes(file)
+                finally:
+                    os.close(file)
+            os.unlink(name, dir_fd=self.here)
+
+    def _descend(self, name: str) -> None:
+        try:
+            child = os.open(name, _DIRECTORY, dir_fd=self.here)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # others have changed it; the next pass sees what it is now
+        found = os.fstat(child)
+        if found.st_dev != self.device:
+            os.close(child)
+            raise InUse(
+                f"delete {self.path}: {self._shown(name)} is another file system or"
+                " subvolume; unmount or delete it first"
+            )
+        os.close(self.here)
+        self.here = child
+        self.levels.append(_Level(name, found.st_ino))
+
+    def _remove_and_ascend(self) -> None:
+        level = self.levels[-1]
+        if len(self.levels) == 1:
+            parent = self.above
+        else:
+            parent = os.open("..", _DIRECTORY, dir_fd=self.here)
+            found = os.fstat(parent)
+            if (found.st_dev, found.st_ino) != (self.device, self.levels[-2].inode):
+                os.close(parent)
+                raise InUse(f"delete {self.path}: {self._shown()} was moved meanwhile")
+        child, self.here = self.here, parent
+        self.levels.pop()
+        try:
+            self._rmdir(parent, level.name, child)
+        finally:
+            os.close(child)
+
+    def _rmdir(self, parent: int, name: str, child: int) -> None:
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            attributes.allow_changes(child)
+            if self.levels:  # the directory above the tree is not ours to change
+                attributes.allow_changes(parent)
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise InUse(
+                    f"delete {self.path}: {self._shown(name)} is being written to"
+                ) from error
+            raise
+
+    def _shown(self, *names: str) -> str:
+        # Below the top, and short: the tree may be deeper than a log line is long.
+        below = "/".join([*(level.name for level in self.levels[1:]), *names])
+        return f"…{below[-200:]}" if len(below) > 200 else below
