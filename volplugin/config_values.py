@@ -1,0 +1,154 @@
+"""The configuration's values: sockets, backends, time limits, and all of it.
+
+Their names in the file, defaults, checks and help are declared here, as a driver's
+options are. `volplugin.config` reads them from their sources.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import attrs
+
+from volplugin.errors import InvalidArgument
+from volplugin.options import (
+    absolute_path,
+    identity,
+    mode,
+    nearest,
+    option,
+    seconds,
+    text,
+)
+from volplugin.parsers import quote
+
+DEFAULT_SOCKET: Final = "/run/docker/plugins/volplugin.sock"
+
+_LONGEST_SOCKET: Final = 107  # bytes: unix(7)'s sun_path has 108, with the final NUL
+_ACCOUNT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(given: str) -> str:
+        if given not in names:
+            raise InvalidArgument(
+                f"{quote(given)} is none of {', '.join(names)}{nearest(given, names)}"
+            )
+        return given
+
+    return parse
+
+
+def _account(given: str) -> str | int:
+    if given[:1].isdigit():
+        return identity(given)
+    if not _ACCOUNT.fullmatch(given):
+        raise InvalidArgument(f"{quote(given)} is neither an account's name nor an id")
+    return given
+
+
+def _socket_path(given: str) -> str:
+    path = absolute_path(given)
+    if len(path.encode()) > _LONGEST_SOCKET:
+        raise InvalidArgument(
+            f"{quote(given)} is {len(path.encode())} bytes long; "
+            f"a socket's path has at most {_LONGEST_SOCKET}"
+        )
+    return path
+
+
+@attrs.frozen(kw_only=True)
+class SocketConfig:
+    """One socket to listen on. dockerd, podman and pouchd run as root, and so do we."""
+
+    path: str = option(
+        help="where it is", parse=_socket_path, default=DEFAULT_SOCKET, unit="path"
+    )
+    mode: int = option(
+        help="its permissions",
+        parse=mode,
+        default=0o660,
+        unit="octal",
+        format="{:04o}".format,
+    )
+    owner: str | int = option(
+        help="its owner", parse=_account, default="root", unit="name or uid"
+    )
+    group: str | int = option(
+        help="its group", parse=_account, default="root", unit="name or gid"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class BackendConfig:
+    """A named instance of a driver; ``settings`` are checked, but as TOML had them."""
+
+    name: str
+    driver: str
+    settings: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """How long a call may take before it is answered as still running.
+
+    dockerd gives up after 120 s for Create and Mount and 60 s for the rest, podman
+    after 5 s for everything: the answer comes a little before.
+    """
+
+    create: float = option(
+        help="for Create", parse=seconds, default=110.0, unit="seconds"
+    )
+    mount: float = option(
+        help="for Mount", parse=seconds, default=110.0, unit="seconds"
+    )
+    other: float = option(
+        help="for every other call", parse=seconds, default=50.0, unit="seconds"
+    )
+    podman: float = option(
+        help="for podman's calls", parse=seconds, default=4.5, unit="seconds"
+    )
+    drain: float = option(
+        help="at shutdown, for calls that run",
+        parse=seconds,
+        default=30.0,
+        unit="seconds",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """The whole configuration, checked. ``backends`` has one for each driver at least.
+
+    An empty ``backends`` stands for the drivers' defaults.
+    """
+
+    root: str = option(
+        help="directory of the store and of local volumes",
+        parse=absolute_path,
+        default="/var/lib/volplugin",
+        unit="path",
+    )
+    default_backend: str = option(
+        help="backend of a volume whose creator names no driver",
+        parse=text,
+        default="local",
+        unit="name",
+    )
+    log_format: str = option(
+        help="text or json", parse=_choice("text", "json"), default="text"
+    )
+    log_level: str = option(
+        help="debug, info, warning or error",
+        parse=_choice("debug", "info", "warning", "error"),
+        default="info",
+    )
+    sweep_interval: float = option(
+        help="between looks at mounts that could not be taken down",
+        parse=seconds,
+        default=5.0,
+        unit="seconds",
+    )
+    sockets: tuple[SocketConfig, ...] = (SocketConfig(),)
+    timeouts: Timeouts = Timeouts()
+    backends: Mapping[str, BackendConfig] = attrs.field(factory=dict)
