@@ -80,7 +80,7 @@ class DeadlineExceeded(VolpluginError):
 
 
 class Internal(VolpluginError):
-    """A state that the code holds to be impossible, or a kernel error without a name."""
+    """A state held to be impossible, or a kernel error without a name."""
 
     code = Code.INTERNAL
 
@@ -110,7 +110,7 @@ _BY_ERRNO: dict[int, type[VolpluginError]] = {
 
 
 def from_os_error(error: OSError, doing: str) -> VolpluginError:
-    """Turn a system error into ours, for use as ``raise from_os_error(e, …) from e``.
+    """Turn a system error into ours; chain it by ``raise … from error``.
 
     ``doing`` names the attempt with its path: ``mount tmpfs on /mnt/tmpfs/v``.
     """

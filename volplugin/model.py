@@ -53,16 +53,17 @@ class Client:
 class Holder:
     """One mount ID that holds a volume attached.
 
-    ``confirmed`` is false from the intent to the answer. ``server`` is the server
-    process that granted it.
+    ``count`` is how many Mounts of this ID are to be answered by an Unmount each;
+    ``pending`` of them are granted but not answered yet, and a restart takes those
+    back. ``server`` is the server process that granted the last one.
     """
 
     id: str
     count: int = 1
+    pending: int = 0
     client: Client = Client()
     since: str = ""
     server: str = ""
-    confirmed: bool = True
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,168 @@
+"""The LevelDB database below the store: open, verify, migrate, write, reopen.
+
+The only module that imports plyvel. All calls block and belong to one thread at a time.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import plyvel
+
+from volplugin import failpoints
+from volplugin.errors import NoSpace, StoreCorrupt, Unavailable, VolpluginError
+
+SCHEMA_KEY: Final = b"schema"
+
+# A migration takes all pairs of its version and returns those of the next one.
+Migration = Callable[[Mapping[bytes, bytes]], Mapping[bytes, bytes]]
+Write = tuple[bytes, bytes | None]  # a key with its new value, or None to delete it
+
+MIGRATIONS: Final[Sequence[Migration]] = ()
+"""Step ``i`` leads from schema ``i + 1`` to ``i + 2``."""
+
+
+class Database:
+    """One LevelDB directory, opened by one process."""
+
+    def __init__(self, path: str, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+        self.path = path
+        self._migrations = migrations
+        self._exists = _has_database(path)
+        self._db: plyvel.DB | None = None
+        self._open()
+
+    def _open(self) -> plyvel.DB:
+        try:
+            # paranoid_checks: a damaged log or table is an error here, not silently
+            # less data. A record cut off at the end of the log, as a power cut leaves
+            # it, is no damage to LevelDB.
+            self._db = plyvel.DB(
+                self.path, create_if_missing=not self._exists, paranoid_checks=True
+            )
+        except plyvel.CorruptionError as error:
+            raise self._corrupt(error) from error
+        except plyvel.Error as error:
+            if "does not exist" in str(error) or "No such file" in str(error):
+                raise self._corrupt(error) from error
+            raise _translate(error, self.path) from error
+        self._exists = True
+        return self._db
+
+    def load(self) -> dict[bytes, bytes]:
+        """Read every pair with checksums verified, migrated to the current schema.
+
+        Raise `StoreCorrupt` for damage and for a schema that is newer than this code.
+        """
+        db = self._db or self._open()
+        try:
+            with db.iterator(verify_checksums=True) as iterator:
+                pairs: dict[bytes, bytes] = dict(iterator)
+        except plyvel.Error as error:
+            raise self._corrupt(error) from error
+        current = len(self._migrations) + 1
+        if not pairs:
+            self.write([(SCHEMA_KEY, b"%d" % current)], sync=True)
+            return {}
+        try:
+            version = int(pairs.pop(SCHEMA_KEY))
+        except (KeyError, ValueError) as error:
+            raise StoreCorrupt(
+                f"the store {self.path} has no schema version: it is damaged, or not "
+                f"volplugin's. {REMEDY}"
+            ) from error
+        if version > current or version < 1:
+            raise StoreCorrupt(
+                f"the store {self.path} has schema {version}, this volplugin knows "
+                f"1 to {current}: run the version that wrote it"
+            )
+        return self._migrate(pairs, version) if version < current else pairs
+
+    def _migrate(self, pairs: dict[bytes, bytes], version: int) -> dict[bytes, bytes]:
+        migrated: Mapping[bytes, bytes] = pairs
+        for migration in self._migrations[version - 1 :]:
+            migrated = migration(migrated)
+        writes: list[Write] = [(key, None) for key in pairs if key not in migrated]
+        writes += migrated.items()
+        writes.append((SCHEMA_KEY, b"%d" % (len(self._migrations) + 1)))
+        self.write(writes, sync=True)  # one batch: the old schema or the new one
+        return dict(migrated)
+
+    def write(self, writes: Iterable[Write], *, sync: bool) -> None:
+        """Write all pairs in one atomic batch, on disk at return if ``sync``.
+
+        After a failure it is unknown which of the two states is on disk. The database
+        is closed and opened again with the next write: LevelDB appends to a log that
+        may end in half a record, and what follows such a half would be lost at the
+        next start.
+        """
+        db = self._db or self._open()
+        try:
+            failpoints.hit("store.write")
+            batch = db.write_batch(sync=sync)
+            for key, value in writes:
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
+            batch.write()
+            failpoints.hit("store.sync")
+        except (plyvel.Error, OSError) as error:
+            self.close()
+            raise _translate(error, self.path) from error
+
+    def close(self) -> None:
+        """Close the database; closing it again does nothing."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _corrupt(self, error: Exception) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"the store {self.path} is corrupt: {error}{_culprit(self.path, error)}. "
+            f"{REMEDY}"
+        )
+
+
+REMEDY: Final = (
+    "Run `volplugin recover`: it keeps this store beside the new one that it rebuilds "
+    "from the volumes on disk"
+)
+
+
+def _has_database(path: str) -> bool:
+    """Tell whether LevelDB files lie in ``path``, whole or not.
+
+    LevelDB takes a directory without CURRENT for a new database, whatever else is in
+    it: a lost CURRENT would read as "no volumes".
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return any(
+            re.fullmatch(r"CURRENT|MANIFEST-\d+|\d+\.(log|ldb|sst)", entry)
+            for entry in os.listdir(path)
+        )
+    return False
+
+
+def _culprit(path: str, error: Exception) -> str:
+    """Name the damaged file if the error does not: LevelDB notes it in its own LOG."""
+    if re.search(r"\d{6}\.|MANIFEST|CURRENT", str(error)):
+        return ""
+    with contextlib.suppress(OSError):
+        with open(os.path.join(path, "LOG"), "rb") as log:
+            noted = re.findall(rb"(\d{6}\.(?:log|ldb)|MANIFEST-\d+)", log.read())
+        if noted:
+            return f" (in {os.path.join(path, noted[-1].decode())})"
+    return ""
+
+
+def _translate(error: Exception, path: str) -> VolpluginError:
+    """Turn LevelDB's error, which carries its errno as text only, into ours."""
+    text = str(error)
+    if "No space left" in text or "quota exceeded" in text:
+        return NoSpace(f"the store {path} is on a full disk: free some space there")
+    if "lock" in text and "Resource temporarily unavailable" in text:
+        return Unavailable(f"the store {path} is in use by another process")
+    return Unavailable(f"the store {path} cannot be written: {text}")
