@@ -1,0 +1,57 @@
+"""Which directories a user may give to a volume with ``mount=``."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from volplugin.errors import InvalidArgument
+from volplugin.host import paths
+
+# Nothing at, above or below these may be a volume: a container that writes there, or a
+# chown by its image, breaks the host. The second row is the engines' own state.
+_SYSTEM: Final = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc"),
+    *("/run", "/sbin", "/sys", "/usr"),
+    *("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers"),
+    *("/var/lib/pouch", "/var/lib/kubelet", "/var/lib/rancher"),
+)
+# These hold other people's directories: not volumes themselves, but what is below is.
+_SHARED: Final = (
+    *("/", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/var", "/var/lib"),
+    *("/var/log", "/var/cache", "/var/spool", "/var/opt"),
+    *("/tmp", "/var/tmp"),  # noqa: S108  they are refused, not used
+)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Tell whether ``path`` is ``directory`` or lies below it, by their names."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def overlap(path: str, directories: Iterable[str]) -> str | None:
+    """Return the first of ``directories`` that is, contains or lies in ``path``."""
+    for directory in directories:
+        if is_within(path, directory) or is_within(directory, path):
+            return directory
+    return None
+
+
+def require_allowed(path: str, allow: Sequence[str] | None) -> None:
+    """Refuse ``path`` as a volume's directory unless it is safe and allowed.
+
+    ``allow`` lists the directories at or below which it must lie; None allows all.
+    A path that leads through a symbolic link is refused too: what it means can change
+    between the check and the mount. Raise `InvalidArgument`.
+    """
+    system = overlap(path, _SYSTEM)
+    if path in _SHARED or system is not None:
+        why = "is" if system in (path, None) else f"overlaps {system},"
+        raise InvalidArgument(
+            f"mount={path} {why} a system directory: give the volume a directory of "
+            f"its own, such as /mnt/NAME"
+        )
+    if allow is not None and not any(is_within(path, place) for place in allow):
+        raise InvalidArgument(
+            f"mount={path} is not allowed on this host: the backend's 'allow' names "
+            f"{', '.join(allow) or 'no directory'}"
+        )
+    paths.missing_directories(path)  # refuses symbolic links and files on the way

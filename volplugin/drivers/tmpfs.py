@@ -1,0 +1,248 @@
+"""The driver ``tmpfs``: volumes in memory, there from the first container to the last.
+
+A volume is a guarded mountpoint ``ROOT/NAME``; attach mounts a tmpfs on it whose source
+is ``volplugin-ID``, by which the mount table tells whose it is.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from volplugin import options as declare
+from volplugin.drivers import ownership
+from volplugin.drivers.directories import require_allowed
+from volplugin.drivers.driver import Driver, Found, Plan, Spec
+from volplugin.drivers.markers import Markers
+from volplugin.errors import AlreadyExists, InUse, InvalidArgument, Unavailable
+from volplugin.failpoints import hit
+from volplugin.host import attributes, guard, mountinfo, mounts, paths
+from volplugin.host.mountinfo import Mount
+from volplugin.host.mounts import MountFlag
+from volplugin.model import State, Volume
+from volplugin.sizes import format_size
+
+
+@attrs.frozen(kw_only=True)
+class TmpfsOptions:
+    """What a user can say of one volume; the defaults are PouchContainer's."""
+
+    size: int = declare.option(
+        help="how much it can hold; counts against the host's memory",
+        parse=declare.size(minimum=4096),
+        default=64 << 20,
+        unit="bytes",
+        format=format_size,
+    )
+    inodes: int | None = declare.option(
+        help="how many files it can hold",
+        parse=declare.count,
+        default=None,
+        shown="half the host's pages",
+        unit="number",
+    )
+    mode: int = declare.option(
+        help="permissions of the volume's root",
+        parse=declare.mode,
+        default=0o1777,
+        unit="octal",
+        format="{:04o}".format,
+    )
+    uid: int = declare.option(
+        help="owner of the volume's root",
+        parse=declare.identity,
+        default=0,
+        unit="user id",
+    )
+    gid: int = declare.option(
+        help="group of the volume's root",
+        parse=declare.identity,
+        default=0,
+        unit="group id",
+    )
+    exec: bool = declare.option(
+        help="allow programs in it to be run",
+        parse=declare.boolean,
+        default=False,
+        unit="true, false",
+    )
+    mount: str | None = declare.option(
+        help="mount it on exactly this directory, new or empty",
+        parse=declare.absolute_path,
+        default=None,
+        shown="a directory below the backend's root",
+        unit="path",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TmpfsConfig:
+    """What an operator can say of the backend."""
+
+    root: str = declare.option(
+        help="where the mountpoints are",
+        parse=declare.absolute_path,
+        default="/mnt/tmpfs",
+        unit="path",
+    )
+    allow: Sequence[str] | None = declare.option(
+        help="directories at or below which mount= may point",
+        parse=declare.path_list,
+        default=None,
+        shown="all but system directories",
+        unit="list of paths",
+    )
+
+
+class Tmpfs(Driver):
+    """One tmpfs a volume."""
+
+    name = "tmpfs"
+    Options = TmpfsOptions
+    Config = TmpfsConfig
+    attaches = True
+
+    def __init__(self, config: TmpfsConfig, place: str) -> None:
+        self._root = os.path.realpath(config.root)
+        self._allow = config.allow
+        self._markers = Markers(place)
+        self._place = place
+
+    def open(self) -> None:
+        paths.make_directories(self._place, 0o711)
+
+    def roots(self) -> Sequence[str]:
+        return [self._root, self._place]
+
+    def plan(self, name: str, volume_id: str, options: TmpfsOptions) -> Plan:
+        if options.mount is None:
+            return Plan(mountpoint=os.path.join(self._root, name))
+        path = options.mount
+        require_allowed(path, self._allow)
+        missing = paths.missing_directories(path)
+        if missing:
+            return Plan(mountpoint=path, chosen=True, facts={"made": ":".join(missing)})
+        ownership.require_free(path, volume_id)
+        if os.listdir(path):
+            raise InvalidArgument(
+                f"mount={path} is not empty, and a tmpfs would hide what is there: "
+                f"choose an empty or new directory"
+            )
+        status = os.stat(path)
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        return Plan(mountpoint=path, chosen=True, facts={"made": "", "mode": mode})
+
+    def create(self, spec: Spec) -> None:
+        path = spec.volume.mountpoint
+        if ownership.is_of(spec, path):
+            return
+        if spec.options.mount is None:
+            paths.make_directories(self._root, 0o711)
+            self._require_no_leftover(path)
+            paths.make_directory(path, 0o700)
+        else:
+            paths.make_directories(path, 0o755)
+            ownership.require_free(path, spec.volume.id)
+        hit("tmpfs.mountpoint")
+        attributes.write_record(path, spec.record)
+        self._markers.add(spec.volume.name, spec.record)
+        guard.guard(path)
+        hit("tmpfs.guard")
+
+    def _require_no_leftover(self, path: str) -> None:
+        """Refuse a directory in our root that is not ours, unless it is empty."""
+        found = ownership.owner(path)
+        if found is not None or (paths.identity(path) and os.listdir(path)):
+            raise AlreadyExists(
+                f"{path} exists but no volume of that name is known: run `volplugin "
+                f"recover` to take it over, or move it away"
+            )
+
+    def remove(self, spec: Spec) -> None:
+        volume, path = spec.volume, spec.volume.mountpoint
+        self.detach(spec)
+        if ownership.is_of(spec, path) is False:
+            # Another volume's: ours was refused this place while it was being made.
+            if volume.state is State.CREATING:
+                return
+            raise AlreadyExists(f"{path} is the mountpoint of another volume")
+        if paths.identity(path) is not None:
+            self._take_mountpoint_back(spec)
+        hit("tmpfs.unguard")
+        self._markers.drop(volume.name)
+
+    def _take_mountpoint_back(self, spec: Spec) -> None:
+        path, facts = spec.volume.mountpoint, spec.volume.facts
+        if os.listdir(path):
+            if spec.volume.state is State.CREATING:
+                return  # not ours: we only ever leave it empty
+            raise InUse(
+                f"{path} holds files that were written while nothing was mounted "
+                f"there: move them away and remove the volume again"
+            )
+        guard.unguard(path)
+        attributes.clear_record(path)
+        if "mode" in facts:
+            os.chmod(path, int(facts["mode"], 8))
+            return
+        made = facts.get("made", "").split(":") if "made" in facts else [path]
+        for directory in reversed(made):
+            if directory and paths.identity(directory) and not os.listdir(directory):
+                paths.remove_directory(directory)
+
+    def attach(self, spec: Spec) -> None:
+        volume, path = spec.volume, spec.volume.mountpoint
+        table = mountinfo.read()
+        if self.is_attached(volume, table):
+            return
+        other = mountinfo.at(path, table)
+        if other is not None:
+            raise Unavailable(
+                f"{path} has a {other.kind} of {other.source!r} mounted on it, which "
+                f"is not this volume: unmount it"
+            )
+        if paths.identity(path) is None:
+            raise Unavailable(
+                f"{path} is missing: remove the volume and create it again"
+            )
+        hit("tmpfs.attach")
+        options = spec.options
+        data = f"size={options.size},mode={options.mode:o}"
+        data += f",uid={options.uid},gid={options.gid}"
+        if options.inodes is not None:
+            data += f",nr_inodes={options.inodes}"
+        flags = MountFlag.NOSUID | MountFlag.NODEV
+        if not options.exec:
+            flags |= MountFlag.NOEXEC
+        mounts.mount(_source(volume), path, "tmpfs", flags=flags, data=data)
+        hit("tmpfs.mounted")
+        if not self.is_attached(volume, mountinfo.read()):
+            raise Unavailable(f"{path}: the tmpfs was mounted and is not there")
+        attributes.write_record(path, spec.record)
+
+    def detach(self, spec: Spec) -> None:
+        while self.is_attached(spec.volume, mountinfo.read()):
+            hit("tmpfs.detach")
+            mounts.unmount(spec.volume.mountpoint)
+
+    def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
+        found = mountinfo.at(volume.mountpoint, table)
+        return (
+            found is not None
+            and found.kind == "tmpfs"
+            and found.source == _source(volume)
+        )
+
+    def status(self, options: TmpfsOptions, *, attached: bool) -> Mapping[str, Any]:
+        content = "kept until the last container stops" if attached else "none"
+        return {"size": format_size(options.size), "content": content}
+
+    def discover(self) -> Iterator[Found]:
+        # Not by a look into the root, which volumes of another server may share.
+        yield from self._markers.found()
+
+
+def _source(volume: Volume) -> str:
+    return f"volplugin-{volume.id}"
