@@ -1,0 +1,5 @@
+"""``python -m volplugin``."""
+
+from volplugin.cli import main
+
+main()

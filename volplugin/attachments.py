@@ -1,0 +1,179 @@
+"""Volumes made available and taken back: what holders, containers and mounts decide.
+
+As in `core`, the caller holds the volume's lock and lets no cancellation through.
+Mounts are written without a sync: a power cut makes them void, and everything short of
+that leaves the write with the kernel.
+"""
+
+import asyncio
+import logging
+import uuid
+
+import attrs
+
+from volplugin import accounting
+from volplugin.catalog import Catalog
+from volplugin.errors import InUse
+from volplugin.failpoints import hit
+from volplugin.host import mountinfo, namespaces, processes
+from volplugin.host.namespaces import Process
+from volplugin.logs import log
+from volplugin.model import Holder, Mounts, Volume
+from volplugin.store.store import PutMounts
+
+logger = logging.getLogger(__name__)
+
+
+class Attachments:
+    """The volumes that are, or may be, attached on this host."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.server_id = uuid.uuid4().hex
+
+    async def attach(self, volume: Volume, claimed: Mounts, holder_id: str) -> None:
+        """Make the volume available for one more mount, pending in ``claimed``.
+
+        Return once it is attached and the claim is on record. On error, and when
+        nobody else held it, what was attached is detached again.
+        """
+        before = self._catalog.mounts(volume.name)
+        backend = self._catalog.backend(volume)
+        spec = self._catalog.spec(volume)
+        intent = attrs.evolve(claimed, attached=True, used=True)
+        await self._write(volume, intent)
+        hit("core.attach.intent")
+        try:
+            await backend.run(backend.driver.attach, spec)
+            hit("core.attach.driver")
+            await self._write(volume, accounting.confirm(intent, holder_id))
+        except BaseException:
+            await self.release_quietly(
+                volume, attrs.evolve(intent, holders=before.holders)
+            )
+            raise
+        hit("core.attach.commit")
+
+    async def release(self, volume: Volume, mounts: Mounts) -> None:
+        """Make ``mounts`` true, which has fewer holders; detach after the last.
+
+        While a container's mount namespace still holds the file system, the volume
+        stays attached: after a live-restore and a `docker cp`, dockerd 20.10 counts
+        no mount for a container that lives on. `VolumeManager.sweep` looks again.
+        """
+        backend = self._catalog.backend(volume)
+        if not backend.driver.attaches and not mounts.holders:
+            mounts = attrs.evolve(mounts, attached=False)
+        await self._write(volume, mounts)
+        hit("core.detach.intent")
+        if mounts.holders or not mounts.attached:
+            return
+        users = await self.containers_using(volume)
+        if users:
+            log(
+                logger,
+                logging.INFO,
+                "kept attached: a container has it without a mount",
+                volume=volume.name,
+                users=_names(users),
+            )
+            return
+        await backend.run(backend.driver.detach, self._catalog.spec(volume))
+        hit("core.detach.driver")
+        await self._write(volume, attrs.evolve(mounts, attached=False, used=False))
+        hit("core.detach.commit")
+
+    async def release_quietly(self, volume: Volume, mounts: Mounts) -> None:
+        """`release`, with an error logged: for undoing after another error."""
+        try:
+            await self.release(volume, mounts)
+        except Exception as error:  # noqa: BLE001  the first error is what is raised
+            log(
+                logger,
+                logging.ERROR,
+                "detach failed, to be tried again",
+                volume=volume.name,
+                error=str(error),
+            )
+
+    async def drop_claim(self, volume: Volume, before: Mounts) -> None:
+        """Go back to the holders of ``before``, attached or not as it now is."""
+        now = self._catalog.mounts(volume.name)
+        await self._write(volume, attrs.evolve(now, holders=before.holders))
+
+    async def put_right(self, volume: Volume, mounts: Mounts) -> None:
+        """Write what the mount table has shown, and detach what nobody holds."""
+        if mounts.attached and not mounts.holders:
+            await self.release_quietly(volume, mounts)
+        else:
+            await self._write(volume, mounts)
+
+    async def without_left_behind(
+        self, volume: Volume, mounts: Mounts, program: str
+    ) -> Mounts:
+        """Return ``mounts`` without holders that an earlier life of a program left.
+
+        Only where all holders are such and no container has the volume.
+        """
+        holders = mounts.holders.values()
+        if not holders or not all(
+            holder.client.program == program and not processes.is_alive(holder.client)
+            for holder in holders
+        ):
+            return mounts
+        if await self.containers_using(volume):
+            return mounts
+        return attrs.evolve(mounts, holders={})
+
+    async def require_unused(self, volume: Volume) -> None:
+        """Raise `InUse`, naming who has the volume, unless nobody can.
+
+        A holder whose Unmount may never come does not count if no container has the
+        volume: else what a dead engine held could never be removed.
+        """
+        mounts = self._catalog.mounts(volume.name)
+        if not (mounts.holders or mounts.attached or mounts.used):
+            return
+        holders = mounts.holders.values()
+        names = ", ".join(accounting.describe(holder) for holder in holders)
+        if not all(self._is_doubtful(holder) for holder in holders):
+            total = sum(holder.count for holder in holders)
+            raise InUse(
+                f"in use by {total} mount{'s' * (total != 1)}: {names}; stop the "
+                f"containers that have it"
+            )
+        users = await self.containers_using(volume)
+        if users:
+            raise InUse(f"in use by a container: {_names(users)}; stop it")
+        if holders:
+            log(
+                logger,
+                logging.WARNING,
+                "dropped holders: their clients are gone, no container has it",
+                volume=volume.name,
+                holders=names,
+            )
+
+    def _is_doubtful(self, holder: Holder) -> bool:
+        """Tell whether the Unmount of this holder may never come.
+
+        So it is when its client's life is over, and when the server that granted it
+        died: then the answer may not have reached the client.
+        """
+        return holder.server != self.server_id or not processes.is_alive(holder.client)
+
+    async def containers_using(self, volume: Volume) -> list[Process]:
+        """Return processes whose own mount namespace has the volume in it."""
+
+        def look() -> list[Process]:
+            where = mountinfo.inside(volume.mountpoint, mountinfo.read())
+            return [] if where is None else namespaces.holders(*where)
+
+        return await asyncio.to_thread(look)
+
+    async def _write(self, volume: Volume, mounts: Mounts) -> None:
+        await self._catalog.store.commit(PutMounts(volume.name, mounts), sync=False)
+
+
+def _names(users: list[Process]) -> str:
+    return ", ".join(f"pid {user.pid} ({user.program})" for user in users)

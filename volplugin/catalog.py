@@ -1,0 +1,121 @@
+"""What this host knows of its volumes, from memory: no lock, thread or backend.
+
+Engines take every failing Get for "no such volume" and forget what they knew of it, so
+nothing here may fail for a volume that exists, whatever state its backend is in.
+"""
+
+import datetime as dt
+from typing import Any
+
+import attrs
+
+from volplugin import accounting, options
+from volplugin.backends import Backend, Backends
+from volplugin.drivers.driver import Spec
+from volplugin.errors import NotFound, Unavailable, VolpluginError
+from volplugin.model import Mounts, State, Volume
+from volplugin.store import records
+from volplugin.store.store import Store
+
+
+def now() -> str:
+    """Return the time as RFC 3339 with a zone.
+
+    dockerd takes a `CreatedAt` of any other form for "no such volume" and purges it.
+    """
+    time = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+    return time.replace("+00:00", "Z")
+
+
+class Catalog:
+    """The store's memory, with each volume's backend and parsed options."""
+
+    def __init__(self, store: Store, backends: Backends, boot_id: str) -> None:
+        self.store = store
+        self.backends = backends
+        self.boot_id = boot_id
+        self._specs: dict[str, Spec] = {}
+
+    def find(self, name: str) -> Volume | None:
+        """Return the volume, or None; one that is still being made is not there yet.
+
+        Were it shown, dockerd would skip its Create, and the making may yet fail.
+        """
+        volume = self.store.volumes.get(name)
+        return None if volume is None or volume.state is State.CREATING else volume
+
+    def get(self, name: str) -> Volume:
+        """Return the volume; raise `NotFound`."""
+        volume = self.find(name)
+        if volume is None:
+            raise NotFound("no such volume")
+        return volume
+
+    def volumes(self) -> list[Volume]:
+        """Return all volumes that `get` would."""
+        return [
+            volume
+            for volume in self.store.volumes.values()
+            if volume.state is not State.CREATING
+        ]
+
+    def mounts(self, name: str) -> Mounts:
+        """Return who holds the volume."""
+        return self.store.mounts.get(name) or Mounts(boot_id=self.boot_id)
+
+    def status(self, volume: Volume) -> dict[str, Any]:
+        """Return what `docker volume inspect` shows as Status."""
+        mounts = self.mounts(volume.name)
+        status: dict[str, Any] = {"driver": volume.driver, "backend": volume.backend}
+        try:
+            driver = self.backend(volume).driver
+            attached = mounts.attached or not driver.attaches
+            parsed = self.spec(volume).options
+            status.update(driver.status(parsed, attached=attached))
+            if driver.attaches:
+                status["attached"] = attached
+        except VolpluginError as error:
+            status["error"] = str(error)
+        if volume.state is State.REMOVING:
+            status["error"] = "being removed; `docker volume rm` again finishes it"
+        holders = mounts.holders.values()
+        status["mounts"] = sum(holder.count for holder in holders)
+        if holders:
+            status["holders"] = [accounting.describe(holder) for holder in holders]
+        return status
+
+    def backend(self, volume: Volume) -> Backend:
+        """Return the volume's backend; raise `Unavailable` when it is gone."""
+        backend = self.backends.get(volume.backend)
+        if backend is None:
+            raise Unavailable(
+                f"backend {volume.backend!r} is not in the configuration any more: "
+                f"add [backend.{volume.backend}] with driver = {volume.driver!r} again"
+            )
+        return backend
+
+    def spec(self, volume: Volume) -> Spec:
+        """Return the volume as its driver gets it.
+
+        Raise `Unavailable` as `backend`, and `InvalidArgument` when the driver does
+        not know the stored options any more.
+        """
+        spec = self._specs.get(volume.id)
+        if spec is None or spec.volume.state is not volume.state:
+            driver = self.backend(volume).driver
+            parsed: Any = options.parse(
+                driver.Options, volume.options, subject=f"driver {driver.name}"
+            )
+            ready = attrs.evolve(volume, state=State.READY)
+            spec = Spec(volume=volume, options=parsed, record=records.encode(ready))
+            if volume.state is State.READY:
+                self._specs[volume.id] = spec
+        return spec
+
+    def forget(self, volume: Volume) -> None:
+        """Drop what was parsed of a volume that is gone."""
+        self._specs.pop(volume.id, None)
+
+    def forget_parsed(self) -> None:
+        """Parse all options anew: drivers may have been replaced."""
+        self._specs.clear()

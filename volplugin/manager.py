@@ -1,0 +1,243 @@
+"""The one entry: the protocol's verbs, on valid names, one change at a time."""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from volplugin import accounting
+from volplugin.catalog import now
+from volplugin.changes import Caller, Changes
+from volplugin.config import Timeouts
+from volplugin.core import Core
+from volplugin.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    Unavailable,
+    VolpluginError,
+)
+from volplugin.logs import log
+from volplugin.model import Client, State, Volume
+
+logger = logging.getLogger(__name__)
+
+NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+"""The names of Docker's local driver; dockerd checks none that go to a plugin."""
+
+NAME_LIMIT: Final = 255  # bytes: a name is a directory entry
+ID_LIMIT: Final = 1024  # bytes of a mount ID; dockerd's have 64
+OPTIONS_LIMIT: Final = 2048  # bytes: a record must fit in an xattr, one block on ext4
+
+
+class VolumeManager:
+    """Volumes as an engine sees them. All methods raise `VolpluginError` only.
+
+    Reads answer at once from memory. Changes of one volume queue behind each other,
+    go on when their caller leaves, and are answered within `Timeouts`.
+    """
+
+    def __init__(self, core: Core, timeouts: Timeouts) -> None:
+        self._core = core
+        self._changes = Changes()
+        self.timeouts = timeouts
+        self._activations = 0
+        self._sweep_wanted = asyncio.Event()
+
+    # Reads
+
+    def get(self, name: str) -> tuple[Volume, dict[str, Any]]:
+        """Return the volume and its Status; raise `NotFound`."""
+        require_name(name)
+        volume = self._core.catalog.get(name)
+        return volume, self._core.catalog.status(volume)
+
+    def volumes(self) -> list[Volume]:
+        """Return all volumes."""
+        return self._core.catalog.volumes()
+
+    @property
+    def generation(self) -> int:
+        """Return a number that is another one when `volumes` would be."""
+        return self._core.catalog.store.generation
+
+    def path(self, name: str) -> str:
+        """Return where the volume is once it is mounted; raise `NotFound`."""
+        require_name(name)
+        return self._core.catalog.get(name).mountpoint
+
+    # Changes
+
+    async def create(
+        self, name: str, asked: Mapping[str, str], client: Client, caller: Caller
+    ) -> None:
+        """Make the volume; the same name with the same options is success."""
+        require_name(name)
+        size = sum(len(k.encode()) + len(v.encode()) for k, v in asked.items())
+        if size > OPTIONS_LIMIT:
+            raise InvalidArgument(
+                f"the options have {size} bytes, {OPTIONS_LIMIT} is the limit"
+            )
+        limit = self._limit(self.timeouts.create, client)
+        await self._changes.run(
+            name, lambda: self._core.create(name, asked), limit=limit, caller=caller
+        )
+
+    async def remove(self, name: str, client: Client, caller: Caller) -> None:
+        """Remove the volume; raise `InUse` while it is mounted, naming by whom."""
+        require_name(name)
+        limit = self._limit(self.timeouts.other, client)
+        await self._changes.run(
+            name, lambda: self._core.remove(name), limit=limit, caller=caller
+        )
+
+    async def mount(
+        self, name: str, holder_id: str, client: Client, caller: Caller
+    ) -> str:
+        """Hold the volume by ``holder_id`` and return where it is.
+
+        When the caller has left before that, the mount is taken back: dockerd never
+        unmounts what it was not told of.
+        """
+        require_name(name)
+        require_id(holder_id)
+        limit = self._limit(self.timeouts.mount, client)
+        return await self._changes.run(
+            name,
+            lambda: self._mount(name, holder_id, self._in_this_life(client), caller),
+            limit=limit,
+            caller=caller,
+        )
+
+    async def _mount(
+        self, name: str, holder_id: str, client: Client, caller: Caller
+    ) -> str:
+        volume = self._core.catalog.get(name)
+        if volume.state is not State.READY:
+            raise Unavailable("it is being removed")
+        before = self._core.catalog.mounts(name)
+        claimed = accounting.claim(
+            before,
+            holder_id,
+            client,
+            now=now(),
+            server=self._core.attachments.server_id,
+        )
+        await self._core.attachments.attach(volume, claimed, holder_id)
+        if caller.is_waiting():
+            return volume.mountpoint
+        log(
+            logger,
+            logging.WARNING,
+            "mount taken back: its caller left",
+            volume=name,
+            holder=holder_id,
+        )
+        # Detached by the sweep, not here: the same call may be waiting for its turn
+        # behind this one, and podman, which leaves after 5 s, would never see a
+        # slower attach succeed.
+        await self._core.attachments.drop_claim(volume, before)
+        self._sweep_wanted.set()
+        raise DeadlineExceeded("the caller left before it was mounted")
+
+    async def unmount(
+        self, name: str, holder_id: str, client: Client, caller: Caller
+    ) -> None:
+        """Release the hold of ``holder_id``; after the last one, detach the volume.
+
+        An ID that is not known is success. When the detach fails the hold is gone all
+        the same, the error is raised, and the detach is tried again by `sweep`.
+        """
+        require_name(name)
+        require_id(holder_id)
+        limit = self._limit(self.timeouts.other, client)
+        await self._changes.run(
+            name,
+            lambda: self._unmount(name, holder_id, self._in_this_life(client)),
+            limit=limit,
+            caller=caller,
+        )
+
+    async def _unmount(self, name: str, holder_id: str, client: Client) -> None:
+        volume = self._core.catalog.get(name)
+        before = self._core.catalog.mounts(name)
+        after = accounting.release(before, holder_id, client)
+        after = await self._core.attachments.without_left_behind(
+            volume, after, client.program
+        )
+        if after != before or (after.attached and not after.holders):
+            await self._core.attachments.release(volume, after)
+
+    def activate(self, client: Client) -> None:
+        """Note that a client has begun a new life, where its pid cannot tell."""
+        if client.pid == 0:
+            self._activations += 1
+
+    def _in_this_life(self, client: Client) -> Client:
+        if client.pid == 0:
+            return attrs.evolve(client, started=self._activations)
+        return client
+
+    def _limit(self, limit: float, client: Client) -> float:
+        return min(limit, self.timeouts.podman) if client.program == "podman" else limit
+
+    # What needs no request
+
+    async def sweep(self) -> None:
+        """Look again at what an error, a left caller or a container left undone."""
+        for name in self._core.unsettled():
+            try:
+                await self._changes.run(
+                    name,
+                    lambda n=name: self._core.settle(n),  # type: ignore[misc]
+                    limit=self.timeouts.other,
+                    caller=Caller(),
+                )
+            except VolpluginError as error:
+                log(
+                    logger,
+                    logging.WARNING,
+                    "still not settled",
+                    volume=name,
+                    error=str(error),
+                )
+
+    async def keep_sweeping(self, interval: float) -> None:
+        """`sweep` every ``interval`` s and when there is reason to; runs for ever."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sweep_wanted.wait(), interval)
+            self._sweep_wanted.clear()
+            try:
+                await self.sweep()
+            except Exception:  # a bug in one sweep must not end all sweeps
+                logger.exception("sweep failed")
+
+    async def drain(self, limit: float) -> bool:
+        """Wait ``limit`` s for all changes under way; return whether they ended."""
+        return await self._changes.drain(limit)
+
+
+def require_name(name: str) -> None:
+    """Raise `InvalidArgument` unless ``name`` can name a volume."""
+    if not NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"volume name {name[:300]!r}: a name begins with a letter or digit and "
+            f"goes on with those, '_', '.' and '-'"
+        )
+    if len(name) > NAME_LIMIT:
+        raise InvalidArgument(
+            f"volume name {name[:20]!r}… has {len(name)} bytes, {NAME_LIMIT} is the "
+            f"limit"
+        )
+
+
+def require_id(holder_id: str) -> None:
+    """Raise `InvalidArgument` for a mount ID that can't be one."""
+    if len(holder_id) > ID_LIMIT or not holder_id.isprintable():
+        raise InvalidArgument(
+            f"mount ID {holder_id[:20]!r}…: at most {ID_LIMIT} printable characters"
+        )

@@ -1,0 +1,112 @@
+"""`volplugin recover`: a new store from the records that volumes on disk carry."""
+
+import datetime as dt
+import os
+import shutil
+from collections.abc import Iterator
+
+import attrs
+
+from volplugin.backends import build
+from volplugin.config import Config
+from volplugin.drivers.driver import Discovers
+from volplugin.errors import StoreCorrupt
+from volplugin.failpoints import hit
+from volplugin.host import paths
+from volplugin.model import Mounts, State, Volume
+from volplugin.store import records
+from volplugin.store.database import Database
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What a rebuild found."""
+
+    kept: str | None  # where the old store now is
+    volumes: tuple[Volume, ...]
+    faults: tuple[str, ...]  # records that could not be read, names found twice
+
+
+def rebuild(config: Config, store_path: str) -> Outcome:
+    """Set the store aside and write a new one; call it while no server runs.
+
+    Volumes come from their own records on disk, and from the old store if all of it
+    can be read. The new store is built beside the old one and takes its place by a
+    rename, so a rebuild that dies half way is just begun again.
+    """
+    pairs = _readable(store_path)
+    known = {
+        volume.name: volume
+        for key, value in pairs.items()
+        if key.startswith(records.VOLUME_PREFIX)
+        for volume in [records.decode(value, Volume)]
+    }
+    faults: list[str] = []
+    for volume in _discover(config, faults):
+        other = known.setdefault(volume.name, volume)
+        if other.id != volume.id:
+            faults.append(
+                f"{volume.mountpoint} says that it is volume {volume.name!r}, which "
+                f"is at {other.mountpoint} already; left out"
+            )
+    pairs.update(
+        (records.volume_key(v.name), records.encode(v)) for v in known.values()
+    )
+    fresh = store_path + ".new"
+    if os.path.lexists(fresh):
+        shutil.rmtree(fresh)
+    database = Database(fresh)
+    database.load()
+    database.write(pairs.items(), sync=True)
+    database.close()
+    kept = None
+    if os.path.lexists(store_path):
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        kept = f"{store_path}.broken-{stamp}"
+        os.rename(store_path, kept)
+    hit("recover.aside")
+    paths.move(fresh, store_path)
+    hit("recover.rebuild")
+    return Outcome(kept=kept, volumes=tuple(known.values()), faults=tuple(faults))
+
+
+def _readable(path: str) -> dict[bytes, bytes]:
+    """Return all pairs of the store, or none if any of it can't be trusted."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        database = Database(path)
+        try:
+            pairs = database.load()
+            for key, value in pairs.items():
+                if key.startswith(records.VOLUME_PREFIX):
+                    records.decode(value, Volume)
+                else:
+                    records.decode(value, Mounts)
+        finally:
+            database.close()
+    except (StoreCorrupt, ValueError):
+        return {}
+    return pairs
+
+
+def _discover(config: Config, faults: list[str]) -> Iterator[Volume]:
+    for name, driver in build(config).items():
+        if not isinstance(driver, Discovers):
+            continue
+        for found in driver.discover():
+            try:
+                volume = records.decode(found.record, Volume)
+            except ValueError as error:
+                faults.append(f"{found.path or 'a marker'}: {error}; left out")
+                continue
+            if found.path is not None:
+                if os.path.basename(found.path) != volume.name:
+                    faults.append(
+                        f"{found.path} carries the record of volume {volume.name!r}: "
+                        f"a copy? Left out; `setfattr -x trusted.volplugin` on it ends "
+                        f"this"
+                    )
+                    continue
+                volume = attrs.evolve(volume, mountpoint=found.path)
+            yield attrs.evolve(volume, backend=name, state=State.READY)

@@ -1,0 +1,161 @@
+"""One server process from start to end: everything put together, signals, shutdown."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import uvloop
+
+from volplugin import __version__, failpoints
+from volplugin.attachments import Attachments
+from volplugin.backends import Backends
+from volplugin.catalog import Catalog
+from volplugin.config import Config
+from volplugin.core import Core
+from volplugin.errors import VolpluginError
+from volplugin.host import lockfile, paths, processes
+from volplugin.logs import Writer, log
+from volplugin.manager import VolumeManager
+from volplugin.recovery import recover
+from volplugin.server import Server
+from volplugin.sockets import Listener, bind
+from volplugin.store.store import Store
+
+logger = logging.getLogger(__name__)
+
+STUCK_LIMIT: Final = 2.0  # seconds that a stuck driver call may delay the exit
+
+
+def store_path(root: str) -> str:
+    """Return where the store of a root is."""
+    return os.path.join(os.path.realpath(root), "store")
+
+
+@contextlib.contextmanager
+def locked_root(root: str) -> Iterator[None]:
+    """Own ``root``, made if need be, against other servers and `recover`."""
+    root = os.path.realpath(root)
+    paths.make_directories(root, 0o711)
+    held = lockfile.acquire(os.path.join(root, "lock"))
+    try:
+        yield
+    finally:
+        lockfile.release(held)
+
+
+def serve(config: Config, writer: Writer, reload: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP takes over what ``reload`` returns.
+
+    Raise `VolpluginError` or `StoreCorrupt` when it can't start.
+    """
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+    with locked_root(config.root):
+        store = Store(store_path(config.root))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            stuck = runner.run(_serve(config, writer, reload, store))
+    if stuck:
+        # A thread that hangs in a system call can't be ended, and would keep the
+        # interpreter from exiting. All that was answered is in the store.
+        log(logger, logging.ERROR, "exit with calls stuck in drivers")
+        writer.close()
+        os._exit(0)
+
+
+async def _serve(
+    config: Config, writer: Writer, reload: Callable[[], Config], store: Store
+) -> bool:
+    return await _Service(config, writer, reload, store).run()
+
+
+class _Service:
+    """The server's parts; built on the running event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        writer: Writer,
+        reload: Callable[[], Config],
+        store: Store,
+    ) -> None:
+        self._config = config
+        self._writer = writer
+        self._reload = reload
+        self._store = store
+        self._backends = Backends(config)
+        self._catalog = Catalog(store, self._backends, processes.boot_id())
+        self._core = Core(self._catalog, Attachments(self._catalog))
+        self._manager = VolumeManager(self._core, config.timeouts)
+        self._server = Server(self._manager)
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def run(self) -> bool:
+        """Serve; return whether a driver call is stuck at the end."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._take_over)
+        listeners: list[Listener] = []
+        try:
+            await recover(self._core)
+            for socket in self._config.sockets:
+                listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
+            await self._server.listen(listeners)
+            self._start_sweeping()
+            log(
+                logger,
+                logging.INFO,
+                "serving",
+                version=__version__,
+                root=self._config.root,
+                volumes=len(self._store.volumes),
+                sockets=",".join(listener.path for listener in listeners),
+            )
+            await stop.wait()
+        finally:
+            stuck = await self._shut_down(listeners)
+        return stuck
+
+    def _start_sweeping(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._sweeping = asyncio.create_task(
+            self._manager.keep_sweeping(self._config.sweep_interval)
+        )
+
+    async def _shut_down(self, listeners: list[Listener]) -> bool:
+        log(logger, logging.INFO, "stopping")
+        limit = self._config.timeouts.drain
+        answered = await self._server.drain(limit)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        ended = await self._manager.drain(limit if answered else 0.1)
+        closed = [await b.close(STUCK_LIMIT) for b in self._backends.all()]
+        for listener in listeners:
+            listener.close()
+        self._store.close()
+        log(logger, logging.INFO, "stopped", answered=answered)
+        return not (ended and all(closed))
+
+    def _take_over(self) -> None:
+        """Take over a changed configuration, or log why not and keep the old one."""
+        try:
+            config = self._reload()
+            if config.sockets != self._config.sockets:
+                log(logger, logging.WARNING, "changed sockets need a restart")
+            self._backends.reconfigure(config)
+        except VolpluginError as error:
+            for line in str(error).splitlines():
+                log(logger, logging.ERROR, "configuration not reloaded", error=line)
+            return
+        self._config = config
+        self._manager.timeouts = config.timeouts
+        self._catalog.forget_parsed()
+        self._writer.reconfigure(config.log_format, config.log_level)
+        self._start_sweeping()
+        log(logger, logging.INFO, "configuration reloaded")
