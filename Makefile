@@ -1,0 +1,97 @@
+# From a bare Debian 12 (git and make) to a running plugin, and to a tested one.
+# Debian's packages are looked for first, so that a second run needs neither apt nor root.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Debian's own interpreter: another python3 on the path may have no headers.
+PYTHON := /usr/bin/python3
+VENV := .venv
+VENV_DEBIAN := .venv-debian12
+
+RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
+TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io
+BENCH_PACKAGES := $(RUN_PACKAGES) docker.io fuse3 rclone
+
+ARGS ?=
+PYTEST_ARGS ?=
+TESTS ?= tests
+# What depends on a library's version; the engines and the crashes need no second run.
+TESTS_DEBIAN ?= tests/unit tests/contract tests/protocol
+
+# $(call install,PACKAGES): install those that are not there. On a host with systemd,
+# docker.io starts its daemon, as it always does; no test or benchmark uses that one.
+define install
+@missing=; for package in $(1); do \
+	test "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed \
+		|| missing="$$missing $$package"; \
+done; \
+test -n "$$missing" || exit 0; \
+test "$$(id -u)" = 0 || { echo "make $@: run it as root to install:$$missing" >&2; exit 1; }; \
+echo "installing:$$missing"; \
+export DEBIAN_FRONTEND=noninteractive; \
+apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing
+endef
+
+.PHONY: help
+help: ## list what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+.PHONY: run
+run: $(VENV)/.installed ## install the plugin into .venv and serve (ARGS="--root DIR -v")
+	@test "$$(id -u)" = 0 || { echo "make run: volplugin mounts file systems; run it as root" >&2; exit 1; }
+	@exec $(VENV)/bin/volplugin serve $(ARGS)
+
+.PHONY: test
+test: packages-test lint ## lint and test, with current libraries and with Debian 12's (TESTS=, PYTEST_ARGS=)
+	$(VENV)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-debian12
+
+.PHONY: test-debian12
+test-debian12: packages-test $(VENV_DEBIAN)/.installed ## test with Debian 12's libraries alone (TESTS_DEBIAN=, PYTEST_ARGS=)
+	$(VENV_DEBIAN)/bin/python -m pytest $(TESTS_DEBIAN) $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-test ## check form, types and layers
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+.PHONY: format
+format: $(VENV)/.installed-test ## format, and mend what ruff can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+.PHONY: bench
+bench: packages-bench $(VENV)/.installed ## measure beside rclone and Docker's local driver (ARGS="--quick --write")
+	@exec $(VENV)/bin/python -m benchmarks.bench $(ARGS)
+
+.PHONY: clean
+clean: ## remove what was made here; volumes stay
+	rm -rf $(VENV) $(VENV_DEBIAN) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: packages-run packages-test packages-bench
+packages-run:
+	$(call install,$(RUN_PACKAGES))
+packages-test:
+	$(call install,$(TEST_PACKAGES))
+packages-bench:
+	$(call install,$(BENCH_PACKAGES))
+
+# Editable: the clone is what runs. A change of setup.cfg installs again.
+$(VENV)/.installed: setup.cfg setup.py | packages-run
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/pip install -q -e '.[test]'
+	@touch $@
+
+$(VENV_DEBIAN)/.installed: setup.cfg setup.py tests/constraints-debian12.txt | packages-run
+	$(PYTHON) -m venv $(VENV_DEBIAN)
+	$(VENV_DEBIAN)/bin/pip install -q -c tests/constraints-debian12.txt -e '.[test]'
+	@touch $@
