@@ -18,7 +18,7 @@ from volplugin.backends import Backend
 from volplugin.catalog import Catalog, now
 from volplugin.drivers.directories import overlap
 from volplugin.drivers.driver import Plan
-from volplugin.errors import AlreadyExists, InvalidArgument
+from volplugin.errors import AlreadyExists, InUse, InvalidArgument
 from volplugin.failpoints import hit
 from volplugin.logs import log
 from volplugin.model import State, Volume
@@ -164,6 +164,8 @@ class Core:
         mounts = self.catalog.mounts(name)
         if mounts.attached:
             await self.attachments.release(volume, attrs.evolve(mounts, holders={}))
+            if self.catalog.mounts(name).attached:
+                raise InUse("in use by a container that has just begun; stop it")
         removing = attrs.evolve(volume, state=State.REMOVING)
         await self._store.commit(PutVolume(removing))
         hit("core.remove.intent")

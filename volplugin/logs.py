@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Final, TextIO, TypeAlias
+from typing import Final, TextIO, TypeAlias
 
 from volplugin.errors import InvalidArgument
 from volplugin.loglines import FORMATS
@@ -36,34 +35,19 @@ _LEVELS: Final = {
 }
 _OURS: Final = "volplugin"
 
-_ExcInfo: TypeAlias = (
-    tuple[type[BaseException], BaseException, TracebackType | None]
-    | tuple[None, None, None]
-    | None
-)
 _Entry: TypeAlias = tuple[logging.LogRecord, str]
 
 
-def log(
-    logger: logging.Logger,
-    level: int,
-    event: str,
-    /,
-    *,
-    exc_info: BaseException | None = None,
-    **fields: object,
-) -> None:
+def log(logger: logging.Logger, level: int, event: str, /, **fields: object) -> None:
     """Log ``event`` with its fields; nearly free when the level is off.
 
     Values are turned into text later, in another thread: give none that will change.
+    An exception with its stack trace is for ``logger.exception``.
     """
     if not logger.isEnabledFor(level):
         return
     # Built here, without the search for the caller's line that Logger.log makes.
-    raised: _ExcInfo = (
-        None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
-    )
-    record = logging.LogRecord(logger.name, level, "", 0, event, None, raised)
+    record = logging.LogRecord(logger.name, level, "", 0, event, None, None)
     record.fields = fields
     logger.handle(record)
 
@@ -200,6 +184,7 @@ class _Descriptor:
     def write(self, data: bytes) -> bool:
         """Write whole lines; return False where that fails or the time is up."""
         left = memoryview(b"\n" + data if self._torn else data)
+        whole = len(left)
         try:
             while left:
                 if self._expired():
@@ -209,7 +194,7 @@ class _Descriptor:
         except OSError:  # no reader, no space: the next lines may fare better
             return False
         finally:
-            self._torn = 0 < len(left) < len(data)
+            self._torn = 0 < len(left) < whole or (self._torn and len(left) == whole)
         return True
 
     def _write_some(self, data: memoryview) -> int:

@@ -188,22 +188,24 @@ class VolumeManager:
 
     async def sweep(self) -> None:
         """Look again at what an error, a left caller or a container left undone."""
-        for name in self._core.unsettled():
-            try:
-                await self._changes.run(
-                    name,
-                    lambda n=name: self._core.settle(n),  # type: ignore[misc]
-                    limit=self.timeouts.other,
-                    caller=Caller(),
-                )
-            except VolpluginError as error:
-                log(
-                    logger,
-                    logging.WARNING,
-                    "still not settled",
-                    volume=name,
-                    error=str(error),
-                )
+        await asyncio.gather(*map(self._settle, self._core.unsettled()))
+
+    async def _settle(self, name: str) -> None:
+        try:
+            await self._changes.run(
+                name,
+                lambda: self._core.settle(name),
+                limit=self.timeouts.other,
+                caller=Caller(),
+            )
+        except VolpluginError as error:
+            log(
+                logger,
+                logging.WARNING,
+                "still not settled",
+                volume=name,
+                error=str(error),
+            )
 
     async def keep_sweeping(self, interval: float) -> None:
         """`sweep` every ``interval`` s and when there is reason to; runs for ever."""

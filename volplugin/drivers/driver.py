@@ -76,9 +76,10 @@ class Driver(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Make ready what all volumes need; clear what a dead process left half made.
+        """Make ready what all volumes need.
 
-        A backend that is out of reach is no error here: `attach` tells it later.
+        Called at start, and again when the configuration was reloaded, while other
+        calls run. A backend that is out of reach is no error: `attach` tells it later.
         """
 
     @abstractmethod

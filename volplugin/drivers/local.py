@@ -123,8 +123,6 @@ class Local(Driver):
         paths.make_directory(self._volumes, 0o711)
         paths.make_directory(self._staging, 0o700)
         paths.make_directory(self._trash, 0o700)
-        for entry in os.listdir(self._staging):
-            trees.delete(os.path.join(self._staging, entry), stop=lambda: False)
 
     def roots(self) -> Sequence[str]:
         return [self._root]

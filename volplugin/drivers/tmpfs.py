@@ -204,9 +204,7 @@ class Tmpfs(Driver):
                 f"is not this volume: unmount it"
             )
         if paths.identity(path) is None:
-            raise Unavailable(
-                f"{path} is missing: remove the volume and create it again"
-            )
+            self.create(spec)  # where the root itself is in memory, a boot empties it
         hit("tmpfs.attach")
         options = spec.options
         data = f"size={options.size},mode={options.mode:o}"

@@ -37,13 +37,17 @@ def delete(path: str, *, stop: Callable[[], bool]) -> bool:
     try:
         with paths.parent(path) as (directory, name):
             walk = _start(path, directory, name)
+            if walk is None:
+                return True
             try:
                 failpoints.hit("local.purge")
                 return walk.run(stop)
             finally:
                 walk.close()
-    except (NotFound, FileNotFoundError):
+    except NotFound:  # not even the directory that it would lie in
         return True
+    except FileNotFoundError as error:
+        raise InUse(f"delete {path}: others change it; end them first") from error
     except OSError as error:
         raise from_os_error(error, f"delete {path}") from error
 
@@ -57,10 +61,12 @@ def require_unmounted(path: str) -> None:
             )
 
 
-def _start(path: str, directory: int, name: str) -> "_Walk":
+def _start(path: str, directory: int, name: str) -> "_Walk | None":
     require_unmounted(path)
     try:
         top = os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        return None
     except NotADirectoryError as error:
         raise InvalidArgument(f"delete {path}: it is not a directory") from error
     found = os.fstat(top)
@@ -125,8 +131,8 @@ class _Walk:
     def _unlink(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self.here)
-        except FileNotFoundError:
-            return
+        except (FileNotFoundError, IsADirectoryError):
+            return  # others have changed it; the next pass sees what it is now
         except PermissionError:
             # EPERM also for an immutable or append-only file or directory of it.
             attributes.allow_changes(self.here)
@@ -183,9 +189,10 @@ class _Walk:
                 attributes.allow_changes(parent)
             os.rmdir(name, dir_fd=parent)
         except OSError as error:
-            if error.errno == errno.ENOTEMPTY:
+            if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR}:
                 raise InUse(
-                    f"delete {self.path}: {self._shown(name)} is being written to"
+                    f"delete {self.path}: others write to {self._shown(name)};"
+                    " end them first"
                 ) from error
             raise
 
