@@ -4,6 +4,7 @@ In the backend's place: ``volumes/NAME`` are the volumes, ``staging`` those half
 ``trash`` those being deleted, ``adopted`` the markers of ``mount=`` volumes.
 """
 
+import contextlib
 import logging
 import os
 import stat
@@ -155,7 +156,8 @@ class Local(Driver):
         # Made aside and moved into place whole: a volume's directory is never without
         # its record, and what is in the way is found by the move, not by a look.
         staged = os.path.join(self._staging, spec.volume.id)
-        paths.make_directory(staged, 0o700)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(staged, 0o700)  # not synced: the move's own sync covers it
         hit("local.stage")
         os.chown(staged, spec.options.uid or 0, spec.options.gid or 0)
         os.chmod(staged, 0o755 if spec.options.mode is None else spec.options.mode)
@@ -188,6 +190,7 @@ class Local(Driver):
             ownership.require_free(path, spec.volume.id)
         hit("local.stage")
         attributes.write_record(path, spec.record)
+        paths.sync(path)
         hit("local.adopt")
         self._markers.add(spec.volume.name, spec.record)
         hit("local.mark")

@@ -25,6 +25,7 @@ class Markers:
         marker = os.path.join(self._folder, name)
         paths.make_directory(marker, 0o700)
         attributes.write_record(marker, record)
+        paths.sync(marker)
 
     def drop(self, name: str) -> None:
         """Forget the volume ``name``; unknown names are no error."""

@@ -143,6 +143,17 @@ def move(source: str, target: str) -> None:
             raise from_os_error(error, doing) from error
 
 
+def sync(path: str) -> None:
+    """Bring the directory ``path``, its entries and its attributes onto the disk."""
+    descriptor = open_directory(path)
+    try:
+        _sync(descriptor)
+    except OSError as error:
+        raise from_os_error(error, f"sync {path}") from error
+    finally:
+        os.close(descriptor)
+
+
 def identity(path: str) -> tuple[int, int] | None:
     """Return device and inode number of ``path``, not followed; None if missing."""
     try:
