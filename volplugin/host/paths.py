@@ -122,7 +122,10 @@ def remove_directory(path: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Rename ``source`` to ``target``, which must not exist, and sync both parents.
+    """Rename ``source`` to ``target``, which must not exist, and sync where it went.
+
+    A rename is one transaction of a journaling file system: with the new entry the old
+    one's absence is on disk too.
 
     A symbolic link is moved, not followed. Raise `AlreadyExists` when ``target`` is
     there, of any kind; `NotFound` when ``source`` is not; `InvalidArgument` for two
@@ -133,8 +136,6 @@ def move(source: str, target: str) -> None:
         try:
             renaming.rename_unless_there(here, old, there, new)
             _sync(there)
-            if not os.path.sameopenfile(here, there):
-                _sync(here)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise InvalidArgument(
