@@ -24,6 +24,12 @@ COUNT_FOR_THEMSELVES: Final = frozenset({"podman", "pouchd"})
 """Podman mounts at its own 0→1 and unmounts at 1→0. Pouch 1.0.0 repeats one ID at
 create and start and unmounts once; its last release sends random IDs."""
 
+DAEMONS: Final = frozenset({"dockerd", "pouchd"})
+"""Clients that live as long as they hold a volume; Podman's process ends at once."""
+
+NEVER_UNMOUNT: Final = frozenset({"pouchd"})
+"""Its last release sends a Mount for every start and no Unmount at all."""
+
 HAVE_STABLE_IDS: Final = frozenset({"dockerd", "podman"})
 
 

@@ -40,7 +40,7 @@ class Attachments:
         before = self._catalog.mounts(volume.name)
         backend = self._catalog.backend(volume)
         spec = self._catalog.spec(volume)
-        intent = attrs.evolve(claimed, attached=True, used=True)
+        intent = attrs.evolve(claimed, attached=True)
         await self._write(volume, intent)
         hit("core.attach.intent")
         try:
@@ -80,7 +80,7 @@ class Attachments:
             return
         await backend.run(backend.driver.detach, self._catalog.spec(volume))
         hit("core.detach.driver")
-        await self._write(volume, attrs.evolve(mounts, attached=False, used=False))
+        await self._write(volume, attrs.evolve(mounts, attached=False))
         hit("core.detach.commit")
 
     async def release_quietly(self, volume: Volume, mounts: Mounts) -> None:
@@ -109,15 +109,18 @@ class Attachments:
             await self._write(volume, mounts)
 
     async def without_left_behind(
-        self, volume: Volume, mounts: Mounts, program: str
+        self, volume: Volume, mounts: Mounts, program: str = ""
     ) -> Mounts:
-        """Return ``mounts`` without holders that an earlier life of a program left.
+        """Return ``mounts`` without the holders that dead engines left behind.
 
-        Only where all holders are such and no container has the volume.
+        These are an earlier life of ``program`` and of any engine that is a daemon; a
+        command such as podman is never alive afterwards. Holders stay unless all of
+        them are such and no container has the volume.
         """
         holders = mounts.holders.values()
+        programs = {program, *accounting.DAEMONS} - {""}
         if not holders or not all(
-            holder.client.program == program and not processes.is_alive(holder.client)
+            holder.client.program in programs and not processes.is_alive(holder.client)
             for holder in holders
         ):
             return mounts
@@ -125,16 +128,35 @@ class Attachments:
             return mounts
         return attrs.evolve(mounts, holders={})
 
+    def doubtful(self) -> list[str]:
+        """Name the volumes that nobody may need attached any more.
+
+        Quick however many there are: each client is looked at once.
+        """
+        known = self._catalog.store.mounts
+        clients = {
+            holder.client
+            for mounts in known.values()
+            for holder in mounts.holders.values()
+            if holder.client.program in accounting.DAEMONS
+        }
+        gone = {client for client in clients if not processes.is_alive(client)}
+        return [
+            name
+            for name, mounts in known.items()
+            if (mounts.attached or mounts.holders)
+            and all(holder.client in gone for holder in mounts.holders.values())
+        ]
+
     async def require_unused(self, volume: Volume) -> None:
         """Raise `InUse`, naming who has the volume, unless nobody can.
 
         A holder whose Unmount may never come does not count if no container has the
-        volume: else what a dead engine held could never be removed.
+        volume: else what a dead engine held could never be removed. That a container
+        has it is looked up always: a holder may have been lost, with the end of a
+        damaged store or by a sequence of calls that no rule covers.
         """
-        mounts = self._catalog.mounts(volume.name)
-        if not (mounts.holders or mounts.attached or mounts.used):
-            return
-        holders = mounts.holders.values()
+        holders = self._catalog.mounts(volume.name).holders.values()
         names = ", ".join(accounting.describe(holder) for holder in holders)
         if not all(self._is_doubtful(holder) for holder in holders):
             total = sum(holder.count for holder in holders)
@@ -157,17 +179,25 @@ class Attachments:
     def _is_doubtful(self, holder: Holder) -> bool:
         """Tell whether the Unmount of this holder may never come.
 
-        So it is when its client's life is over, and when the server that granted it
-        died: then the answer may not have reached the client.
+        So it is when its client's life is over, when the server that granted it died
+        (then the answer may not have reached the client), and for PouchContainer, whose
+        last release never unmounts.
         """
-        return holder.server != self.server_id or not processes.is_alive(holder.client)
+        return (
+            holder.server != self.server_id
+            or holder.client.program in accounting.NEVER_UNMOUNT
+            or not processes.is_alive(holder.client)
+        )
 
     async def containers_using(self, volume: Volume) -> list[Process]:
         """Return processes whose own mount namespace has the volume in it."""
 
         def look() -> list[Process]:
-            where = mountinfo.inside(volume.mountpoint, mountinfo.read())
-            return [] if where is None else namespaces.holders(*where)
+            table = mountinfo.read()
+            where = mountinfo.inside(volume.mountpoint, table)
+            mount = mountinfo.at(volume.mountpoint, table)
+            place = None if mount is None else mountinfo.place_of(mount, table)
+            return [] if where is None else namespaces.holders(*where, place)
 
         return await asyncio.to_thread(look)
 

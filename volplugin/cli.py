@@ -54,7 +54,8 @@ def _settings(command: F) -> F:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each setting is also a variable: VOLPLUGIN_CONFIG, VOLPLUGIN_ROOT, "
     "VOLPLUGIN_SOCKET (paths separated by commas), VOLPLUGIN_LOG_FORMAT, "
-    "VOLPLUGIN_LOG_LEVEL, VOLPLUGIN_DEFAULT_BACKEND. Flags go before variables, "
+    "VOLPLUGIN_LOG_LEVEL, VOLPLUGIN_DEFAULT_BACKEND, "
+    "VOLPLUGIN_SWEEP_INTERVAL. Flags go before variables, "
     "variables before the file. Exit status 78 means a faulty configuration or a "
     "corrupt store.",
 )

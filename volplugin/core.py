@@ -203,16 +203,14 @@ class Core:
         if volume is None:
             return
         await self.settle_unfinished(volume)
-        mounts = self.catalog.mounts(name)
-        if volume.state is State.READY and mounts.attached and not mounts.holders:
+        if volume.state is not State.READY:
+            return
+        known = self.catalog.mounts(name)
+        mounts = await self.attachments.without_left_behind(volume, known)
+        if mounts != known or (mounts.attached and not mounts.holders):
             await self.attachments.release(volume, mounts)
 
     def unsettled(self) -> list[str]:
         """Name the volumes that `VolumeManager.sweep` should look at again."""
         names = [v.name for v in self._store.volumes.values() if v.state != State.READY]
-        names += [
-            name
-            for name, mounts in self._store.mounts.items()
-            if mounts.attached and not mounts.holders
-        ]
-        return names
+        return names + self.attachments.doubtful()

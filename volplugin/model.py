@@ -71,11 +71,9 @@ class Mounts:
     """Who holds a volume on this host, in the boot that ``boot_id`` names.
 
     ``attached`` says that the driver may have attached it, whoever holds it now: true
-    from the intent to attach until a detach has succeeded. ``used`` says that a client
-    has had its path in this boot, so a container may still be using it.
+    from the intent to attach until a detach has succeeded.
     """
 
     boot_id: str
     attached: bool = False
-    used: bool = False
     holders: Mapping[str, Holder] = attrs.field(factory=dict)

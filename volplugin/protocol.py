@@ -55,7 +55,13 @@ def options(message: Mapping[str, Any]) -> Mapping[str, str]:
         raise InvalidArgument(f"Opts must be an object, not {value!r:.80}")
     for key, item in value.items():
         if not isinstance(item, str):
-            raise InvalidArgument(f"option {key!r} must be a string, not {item!r:.80}")
+            raise InvalidArgument(
+                f"option {key!r:.80} must be a string, not {item!r:.80}"
+            )
+        try:
+            (key + item).encode()
+        except UnicodeEncodeError as error:  # JSON can name half a character
+            raise InvalidArgument(f"option {key!r:.80} is not valid UTF-8") from error
     return value
 
 

@@ -9,13 +9,13 @@ import attrs
 
 from volplugin.backends import build
 from volplugin.config import Config
-from volplugin.drivers.driver import Discovers
+from volplugin.discovery import volumes_on_disk
 from volplugin.errors import StoreCorrupt
 from volplugin.failpoints import hit
 from volplugin.host import paths
-from volplugin.model import Mounts, State, Volume
+from volplugin.model import Mounts, Volume
 from volplugin.store import records
-from volplugin.store.database import Database
+from volplugin.store.database import UNFINISHED, Database
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +34,9 @@ def rebuild(config: Config, store_path: str) -> Outcome:
     can be read. The new store is built beside the old one and takes its place by a
     rename, so a rebuild that dies half way is just begun again.
     """
+    fresh = store_path + UNFINISHED
+    if not os.path.lexists(store_path) and os.path.lexists(fresh):
+        paths.move(fresh, store_path)  # a rebuild died between its two renames
     pairs = _readable(store_path)
     known = {
         volume.name: volume
@@ -49,10 +52,8 @@ def rebuild(config: Config, store_path: str) -> Outcome:
                 f"{volume.mountpoint} says that it is volume {volume.name!r}, which "
                 f"is at {other.mountpoint} already; left out"
             )
-    pairs.update(
-        (records.volume_key(v.name), records.encode(v)) for v in known.values()
-    )
-    fresh = store_path + ".new"
+    for volume in known.values():
+        pairs[records.volume_key(volume.name)] = records.encode(volume)
     if os.path.lexists(fresh):
         shutil.rmtree(fresh)
     database = Database(fresh)
@@ -92,21 +93,4 @@ def _readable(path: str) -> dict[bytes, bytes]:
 
 def _discover(config: Config, faults: list[str]) -> Iterator[Volume]:
     for name, driver in build(config).items():
-        if not isinstance(driver, Discovers):
-            continue
-        for found in driver.discover():
-            try:
-                volume = records.decode(found.record, Volume)
-            except ValueError as error:
-                faults.append(f"{found.path or 'a marker'}: {error}; left out")
-                continue
-            if found.path is not None:
-                if os.path.basename(found.path) != volume.name:
-                    faults.append(
-                        f"{found.path} carries the record of volume {volume.name!r}: "
-                        f"a copy? Left out; `setfattr -x trusted.volplugin` on it ends "
-                        f"this"
-                    )
-                    continue
-                volume = attrs.evolve(volume, mountpoint=found.path)
-            yield attrs.evolve(volume, backend=name, state=State.READY)
+        yield from volumes_on_disk(name, driver, faults)

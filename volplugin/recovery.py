@@ -5,13 +5,16 @@ import logging
 import attrs
 
 from volplugin import accounting
+from volplugin.backends import Backend
 from volplugin.core import Core
-from volplugin.drivers.driver import Discovers
+from volplugin.discovery import volumes_on_disk
 from volplugin.errors import StoreCorrupt, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo
 from volplugin.logs import log
 from volplugin.model import Mounts, State, Volume
+from volplugin.store.database import REMEDY
+from volplugin.store.store import PutVolume
 
 logger = logging.getLogger(__name__)
 
@@ -21,40 +24,53 @@ async def recover(core: Core) -> None:
 
     Every *creating* is undone and every *removing* finished; mounts of an earlier
     boot, and those that were never answered, are dropped. What a backend that is out
-    of reach prevents is left for the sweep. Raise `StoreCorrupt` when a store
-    without volumes finds some on disk: then the old one was lost.
+    of reach prevents is left for the sweep. A volume on disk that the store does not
+    know is taken over: a damaged end of LevelDB's log can read as a short one. Raise
+    `StoreCorrupt` when the store knows none at all and there are some: it was lost.
     """
-    await _open_backends(core)
-    unfinished = [
-        v for v in core.catalog.store.volumes.values() if v.state != State.READY
-    ]
-    for volume in unfinished:
-        await _settle_unfinished(core, volume)
-    table = mountinfo.read()
-    for name, mounts in list(core.catalog.store.mounts.items()):
-        known = core.catalog.store.volumes.get(name)
-        if known is not None and known.state is State.READY:
-            await _check_mounts(core, known, mounts, table)
+    store = core.catalog.store
+    for backend in core.catalog.backends.all():
+        await backend.run(backend.driver.open)
+    for volume in list(store.volumes.values()):
+        if volume.state is not State.READY:
+            await _settle_unfinished(core, volume)
+    await _take_over_unknown(core)
+    mounted: dict[str, list[mountinfo.Mount]] = {}
+    for mount in mountinfo.read():
+        mounted.setdefault(mount.mountpoint, []).append(mount)
+    for volume in list(store.volumes.values()):
+        if volume.state is State.READY:
+            await _check_mounts(core, volume, mounted.get(volume.mountpoint, []))
     for backend in core.catalog.backends.all():
         backend.start_purge()
 
 
-async def _open_backends(core: Core) -> None:
+async def _take_over_unknown(core: Core) -> None:
+    store = core.catalog.store
+    known = set(store.volumes)
     for backend in core.catalog.backends.all():
-        driver = backend.driver
-        await backend.run(driver.open)
-        if core.catalog.store.volumes or not isinstance(driver, Discovers):
-            continue
-        if await backend.run(_has_volumes, driver):
+        faults: list[str] = []
+        found = await backend.run(_unknown, backend, known, faults)
+        if found and not known:
             raise StoreCorrupt(
-                f"the store is empty but there are volumes of backend "
-                f"{backend.name!r} on disk: run `volplugin recover`, which rebuilds "
-                f"the store from them"
+                f"the store knows no volume but there are {len(found)} of backend "
+                f"{backend.name!r} on disk. {REMEDY}"
             )
+        for volume in found:
+            await store.commit(PutVolume(volume))
+            log(
+                logger,
+                logging.WARNING,
+                "taken over: on disk and not in the store",
+                volume=volume.name,
+                path=volume.mountpoint,
+            )
+        for fault in faults:
+            log(logger, logging.WARNING, "not a volume", reason=fault)
 
 
-def _has_volumes(driver: Discovers) -> bool:
-    return next(iter(driver.discover()), None) is not None
+def _unknown(backend: Backend, known: set[str], faults: list[str]) -> list[Volume]:
+    return list(volumes_on_disk(backend.name, backend.driver, faults, known))
 
 
 async def _settle_unfinished(core: Core, volume: Volume) -> None:
@@ -79,8 +95,9 @@ async def _settle_unfinished(core: Core, volume: Volume) -> None:
 
 
 async def _check_mounts(
-    core: Core, volume: Volume, mounts: Mounts, table: list[mountinfo.Mount]
+    core: Core, volume: Volume, table: list[mountinfo.Mount]
 ) -> None:
+    mounts = core.catalog.mounts(volume.name)
     if mounts.boot_id != core.catalog.boot_id:
         # No mount, and no client, lives longer than the kernel.
         checked = Mounts(boot_id=core.catalog.boot_id)

@@ -26,7 +26,7 @@ What a driver promises:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -156,5 +156,5 @@ class Found:
 class Discovers(Protocol):
     """A driver that finds its volumes by the records that their roots carry."""
 
-    def discover(self) -> Iterable[Found]:
-        """Return the records of all volumes that exist, each once."""
+    def discover(self, known: Container[str] = ()) -> Iterable[Found]:
+        """Return the records of all volumes that exist but those named in ``known``."""

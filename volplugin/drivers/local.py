@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import attrs
@@ -213,8 +213,11 @@ class Local(Driver):
                 f"trusted.volplugin {path}` and move it away"
             )
         trees.require_unmounted(path)
-        paths.move(path, os.path.join(self._trash, spec.volume.id))
+        trashed = os.path.join(self._trash, spec.volume.id)
+        paths.move(path, trashed)
         hit("local.trash")
+        if spec.volume.state is State.CREATING:
+            trees.delete(trashed, stop=lambda: False)  # empty: nobody ever had it
 
     def _release(self, spec: Spec) -> None:
         path = spec.volume.mountpoint
@@ -270,9 +273,9 @@ class Local(Driver):
                 done = False
         return done
 
-    def discover(self) -> Iterator[Found]:
-        yield from found_in(self._volumes)
-        yield from self._markers.found()
+    def discover(self, known: Container[str] = ()) -> Iterator[Found]:
+        yield from found_in(self._volumes, known)
+        yield from self._markers.found(known)
 
 
 def _nearest_existing(path: str, missing: Sequence[str]) -> str:

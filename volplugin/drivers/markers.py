@@ -7,7 +7,7 @@ not know where to look.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from volplugin.drivers.driver import Found
 from volplugin.host import attributes, paths
@@ -31,16 +31,21 @@ class Markers:
         """Forget the volume ``name``; unknown names are no error."""
         paths.remove_directory(os.path.join(self._folder, name))
 
-    def found(self) -> Iterator[Found]:
-        """Yield the records of all volumes noted."""
-        for found in found_in(self._folder):
+    def found(self, known: Container[str]) -> Iterator[Found]:
+        """Yield the records of all volumes noted but those named in ``known``."""
+        for found in found_in(self._folder, known):
             yield Found(record=found.record)
 
 
-def found_in(folder: str) -> Iterator[Found]:
-    """Yield the records that the directories in ``folder`` carry, by name."""
+def found_in(folder: str, known: Container[str]) -> Iterator[Found]:
+    """Yield the records that directories in ``folder`` carry, but for ``known`` names.
+
+    Names first, so that a start with thousands of volumes reads no record of any.
+    """
     with contextlib.suppress(FileNotFoundError):
         for entry in sorted(os.listdir(folder)):
+            if entry in known:
+                continue
             path = os.path.join(folder, entry)
             record = attributes.read_record(path)
             if record is not None:

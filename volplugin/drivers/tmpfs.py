@@ -6,7 +6,7 @@ is ``volplugin-ID``, by which the mount table tells whose it is.
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -130,6 +130,12 @@ class Tmpfs(Driver):
                 f"mount={path} is not empty, and a tmpfs would hide what is there: "
                 f"choose an empty or new directory"
             )
+        other = mountinfo.at(path, mountinfo.read())
+        if other is not None:
+            raise InvalidArgument(
+                f"mount={path} has a {other.kind} mounted on it: unmount it, or choose "
+                f"another directory"
+            )
         status = os.stat(path)
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         return Plan(mountpoint=path, chosen=True, facts={"made": "", "mode": mode})
@@ -175,12 +181,19 @@ class Tmpfs(Driver):
 
     def _take_mountpoint_back(self, spec: Spec) -> None:
         path, facts = spec.volume.mountpoint, spec.volume.facts
-        if os.listdir(path):
+        other = mountinfo.at(path, mountinfo.read())
+        if other is not None or os.listdir(path):
             if spec.volume.state is State.CREATING:
-                return  # not ours: we only ever leave it empty
+                # Not ours, as we only ever leave it empty: it came after the plan.
+                if ownership.is_of(spec, path):
+                    attributes.clear_record(path)
+                return
             raise InUse(
                 f"{path} holds files that were written while nothing was mounted "
                 f"there: move them away and remove the volume again"
+                if other is None
+                else f"{path} has a {other.kind} of {other.source!r} mounted on it, "
+                f"which is not this volume: unmount it"
             )
         guard.unguard(path)
         attributes.clear_record(path)
@@ -205,6 +218,11 @@ class Tmpfs(Driver):
             )
         if paths.identity(path) is None:
             self.create(spec)  # where the root itself is in memory, a boot empties it
+        elif ownership.is_of(spec, path) is False:
+            raise Unavailable(
+                f"{path} is the directory of another volume; look at `getfattr -n "
+                f"trusted.volplugin {path}` and move it away"
+            )
         hit("tmpfs.attach")
         options = spec.options
         data = f"size={options.size},mode={options.mode:o}"
@@ -237,9 +255,9 @@ class Tmpfs(Driver):
         content = "kept until the last container stops" if attached else "none"
         return {"size": format_size(options.size), "content": content}
 
-    def discover(self) -> Iterator[Found]:
+    def discover(self, known: Container[str] = ()) -> Iterator[Found]:
         # Not by a look into the root, which volumes of another server may share.
-        yield from self._markers.found()
+        yield from self._markers.found(known)
 
 
 def _source(volume: Volume) -> str:

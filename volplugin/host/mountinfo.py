@@ -4,6 +4,7 @@ Reading is apart from asking, so that one read serves many volumes. Paths are ab
 without ``.``, ``..`` and symbolic links, as the kernel writes them.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -90,6 +91,20 @@ def inside(path: str, mounts: Sequence[Mount]) -> tuple[str, str] | None:
     return mount.device, (mount.root.rstrip("/") + path[len(prefix) :]).rstrip(
         "/"
     ) or "/"
+
+
+def place_of(mount: Mount, mounts: Sequence[Mount]) -> tuple[str, str] | None:
+    """Return the directory that ``mount`` is mounted on, as `inside` returns paths.
+
+    None for a mount whose parent is not in the table.
+    """
+    for parent in mounts:
+        if parent.mount_id == mount.parent_id and parent != mount:
+            if not _holds(parent.mountpoint, mount.mountpoint):
+                return None
+            rest = mount.mountpoint.removeprefix(parent.mountpoint).strip("/")
+            return parent.device, os.path.join(parent.root, rest).rstrip("/") or "/"
+    return None
 
 
 def is_within(path: str, directory: str) -> bool:

@@ -21,7 +21,9 @@ class Process:
     program: str
 
 
-def holders(device: str, root: str) -> list[Process]:
+def holders(
+    device: str, root: str, place: tuple[str, str] | None = None
+) -> list[Process]:
     """Return one process for each container that has a piece of a file system mounted.
 
     The piece is what lies at or below ``root`` inside the file system ``device`` (as
@@ -30,6 +32,11 @@ def holders(device: str, root: str) -> list[Process]:
     our root directory belong to services of the host (systemd's ``PrivateTmp=`` and the
     like): they have copies of the host's mounts and lose them when we unmount, by
     propagation, so they are left out.
+
+    ``place`` is the directory that the file system is mounted on here, as
+    `mountinfo.inside` returns it. A mount on that same directory is a copy that came
+    along with the file system around it, as to a container that was given ``/`` of the
+    host to look at: it does not use the volume and is left out too.
 
     A namespace that no process lives in is not seen. Processes that end meanwhile are
     ignored. Raise `Unavailable` when a process's mounts may not be read: an answer
@@ -41,7 +48,7 @@ def holders(device: str, root: str) -> list[Process]:
     for (namespace, _), pids in _foreign_groups().items():
         if namespace in found:
             continue
-        holder = _first_that_mounts(pids, device, root)
+        holder = _first_that_mounts(pids, device, root, place)
         if holder is not None:
             found[namespace] = holder
     return list(found.values())
@@ -103,7 +110,9 @@ def _root_of(pid: int | str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _first_that_mounts(pids: list[int], device: str, root: str) -> Process | None:
+def _first_that_mounts(
+    pids: list[int], device: str, root: str, place: tuple[str, str] | None
+) -> Process | None:
     # Any process of the group will do; the next ones are for when the first has ended.
     for pid in pids:
         try:
@@ -113,7 +122,9 @@ def _first_that_mounts(pids: list[int], device: str, root: str) -> Process | Non
                 continue
             raise _cannot_look(error, pid) from error
         if any(
-            mount.device == device and mountinfo.is_within(mount.root, root)
+            mount.device == device
+            and mountinfo.is_within(mount.root, root)
+            and (place is None or mountinfo.place_of(mount, mounts) != place)
             for mount in mounts
         ):
             return Process(pid, _program(pid))

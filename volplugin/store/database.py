@@ -7,14 +7,19 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import plyvel
 
 from volplugin import failpoints
 from volplugin.errors import NoSpace, StoreCorrupt, Unavailable, VolpluginError
+from volplugin.store.reserve import Reserve
+
+T = TypeVar("T")
 
 SCHEMA_KEY: Final = b"schema"
+UNFINISHED: Final = ".new"
+"""Ends the name of a store that `volplugin recover` has built, but not put in place."""
 
 # A migration takes all pairs of its version and returns those of the next one.
 Migration = Callable[[Mapping[bytes, bytes]], Mapping[bytes, bytes]]
@@ -31,10 +36,26 @@ class Database:
         self.path = path
         self._migrations = migrations
         self._exists = _has_database(path)
+        self._reserve = Reserve(path)
         self._db: plyvel.DB | None = None
-        self._open()
+        self._with_reserve(self._open)
+
+    def _with_reserve(self, call: Callable[[], T]) -> T:
+        """Repeat ``call`` with pieces of the reserve while LevelDB says "disk full"."""
+        while True:
+            try:
+                return call()
+            except NoSpace as error:
+                full = isinstance(error.__cause__, plyvel.Error)
+                if not full or not self._reserve.give():
+                    raise
 
     def _open(self) -> plyvel.DB:
+        if not self._exists and os.path.lexists(self.path + UNFINISHED):
+            raise StoreCorrupt(
+                f"the store {self.path} is missing and a `volplugin recover` was not "
+                f"finished: run it again"
+            )
         try:
             # paranoid_checks: a damaged log or table is an error here, not silently
             # less data. A record cut off at the end of the log, as a power cut leaves
@@ -43,10 +64,10 @@ class Database:
                 self.path, create_if_missing=not self._exists, paranoid_checks=True
             )
         except plyvel.CorruptionError as error:
-            raise self._corrupt(error) from error
+            raise self._corrupt(error, opening=True) from error
         except plyvel.Error as error:
             if "does not exist" in str(error) or "No such file" in str(error):
-                raise self._corrupt(error) from error
+                raise self._corrupt(error, opening=True) from error
             raise _translate(error, self.path) from error
         self._exists = True
         return self._db
@@ -56,12 +77,12 @@ class Database:
 
         Raise `StoreCorrupt` for damage and for a schema that is newer than this code.
         """
-        db = self._db or self._open()
+        db = self._db or self._with_reserve(self._open)
         try:
             with db.iterator(verify_checksums=True) as iterator:
                 pairs: dict[bytes, bytes] = dict(iterator)
         except plyvel.Error as error:
-            raise self._corrupt(error) from error
+            raise self._corrupt(error, opening=False) from error
         current = len(self._migrations) + 1
         if not pairs:
             self.write([(SCHEMA_KEY, b"%d" % current)], sync=True)
@@ -78,6 +99,7 @@ class Database:
                 f"the store {self.path} has schema {version}, this volplugin knows "
                 f"1 to {current}: run the version that wrote it"
             )
+        self._reserve.keep()
         return self._migrate(pairs, version) if version < current else pairs
 
     def _migrate(self, pairs: dict[bytes, bytes], version: int) -> dict[bytes, bytes]:
@@ -96,8 +118,14 @@ class Database:
         After a failure it is unknown which of the two states is on disk. The database
         is closed and opened again with the next write: LevelDB appends to a log that
         may end in half a record, and what follows such a half would be lost at the
-        next start.
+        next start. A full disk is a failure only when the reserve is used up.
         """
+        pairs = list(writes)
+        self._with_reserve(lambda: self._write(pairs, sync=sync))
+        if sync:
+            self._reserve.keep()
+
+    def _write(self, writes: Sequence[Write], *, sync: bool) -> None:
         db = self._db or self._open()
         try:
             failpoints.hit("store.write")
@@ -119,10 +147,11 @@ class Database:
             self._db.close()
             self._db = None
 
-    def _corrupt(self, error: Exception) -> StoreCorrupt:
+    def _corrupt(self, error: Exception, *, opening: bool) -> StoreCorrupt:
+        text = _text(error)
+        culprit = _culprit(self.path, text, opening=opening)
         return StoreCorrupt(
-            f"the store {self.path} is corrupt: {error}{_culprit(self.path, error)}. "
-            f"{REMEDY}"
+            f"the store {self.path} is corrupt: {text}{culprit}. {REMEDY}"
         )
 
 
@@ -136,33 +165,46 @@ def _has_database(path: str) -> bool:
     """Tell whether LevelDB files lie in ``path``, whole or not.
 
     LevelDB takes a directory without CURRENT for a new database, whatever else is in
-    it: a lost CURRENT would read as "no volumes".
+    it: a lost CURRENT would read as "no volumes". Its first manifest alone is a
+    database whose making was cut short: every whole one has a later manifest or a log.
     """
     with contextlib.suppress(FileNotFoundError):
         return any(
-            re.fullmatch(r"CURRENT|MANIFEST-\d+|\d+\.(log|ldb|sst)", entry)
+            re.fullmatch(r"CURRENT|MANIFEST-(?!000001$)\d+|\d+\.(log|ldb|sst)", entry)
             for entry in os.listdir(path)
         )
     return False
 
 
-def _culprit(path: str, error: Exception) -> str:
-    """Name the damaged file if the error does not: LevelDB notes it in its own LOG."""
-    if re.search(r"\d{6}\.|MANIFEST|CURRENT", str(error)):
+def _culprit(path: str, text: str, *, opening: bool) -> str:
+    """Say which file is damaged, where LevelDB's own error does not."""
+    if re.search(r"\d{6}\.|MANIFEST|CURRENT", text):
         return ""
+    files = os.listdir(path)
+    if "CURRENT" not in files:
+        return " (CURRENT is missing)"
+    tables = sorted(file for file in files if file.endswith((".ldb", ".sst")))
+    if not opening:  # everything else was read by then
+        return f" (in {' or '.join(tables[:8])})"
     with contextlib.suppress(OSError):
         with open(os.path.join(path, "LOG"), "rb") as log:
-            noted = re.findall(rb"(\d{6}\.(?:log|ldb)|MANIFEST-\d+)", log.read())
+            noted = re.findall(rb"(\d{6}\.log): dropping", log.read())
         if noted:
-            return f" (in {os.path.join(path, noted[-1].decode())})"
-    return ""
+            return f" (in {noted[-1].decode()})"
+    return " (in CURRENT or the MANIFEST that it names)"
 
 
 def _translate(error: Exception, path: str) -> VolpluginError:
     """Turn LevelDB's error, which carries its errno as text only, into ours."""
-    text = str(error)
+    text = _text(error)
     if "No space left" in text or "quota exceeded" in text:
         return NoSpace(f"the store {path} is on a full disk: free some space there")
     if "lock" in text and "Resource temporarily unavailable" in text:
         return Unavailable(f"the store {path} is in use by another process")
     return Unavailable(f"the store {path} cannot be written: {text}")
+
+
+def _text(error: Exception) -> str:
+    # plyvel hands LevelDB's message on as bytes.
+    first = error.args[0] if error.args else ""
+    return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)

@@ -140,3 +140,22 @@ def test_a_missing_process_is_an_os_error() -> None:
     """The caller is told of a process that is not there by the plain error."""
     with pytest.raises(FileNotFoundError):
         mountinfo.read(2**22 + 1)
+
+
+def test_the_place_of_a_mount_is_the_directory_below_it(tmpfs: Path) -> None:
+    """What a mount covers is named as a path of the file system around it."""
+    table = mountinfo.read()
+    mount = mountinfo.at(str(tmpfs), table)
+    assert mount is not None
+    around = mountinfo.inside(str(tmpfs.parent), table)
+    assert around is not None
+    assert mountinfo.place_of(mount, table) == (around[0], f"{around[1]}/tmpfs")
+    assert mountinfo.place_of(entry("/a", 5, parent_id=9), [entry("/", 1)]) is None
+    root = entry("/", 1)
+    assert mountinfo.place_of(entry("/a", 2), [root]) == (root.device, "/a")
+    bound = entry("/host", 3, root="/deep")
+    inner = entry("/host/a/b", 4, parent_id=3)
+    assert mountinfo.place_of(inner, [root, bound, inner]) == (
+        bound.device,
+        "/deep/a/b",
+    )
