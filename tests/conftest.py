@@ -13,6 +13,9 @@ from support import leaks, processes  # noqa: E402  rewriting comes first
 from support.engine import Engine, running  # noqa: E402
 from support.host import Host  # noqa: E402
 
+# Real mounts, disks and containers, without a server.
+pytest_plugins = ["support.kernel"]
+
 os.environ[processes.SESSION] = uuid.uuid4().hex
 
 

@@ -178,7 +178,7 @@ def test_failed_commit(opened: Opener, point: str) -> None:
     """A commit that fails changes nothing, whatever it left on disk."""
     store = opened()
     commit(store, PutVolume(volume("kept")), PutMounts("kept", mounts("x")))
-    failpoints.arm(f"{point}=error:28*4")
+    failpoints.arm(f"{point}=error:28*7")  # each commit, and all put-backs but one
     for change in (
         PutVolume(volume("new")),
         PutVolume(volume("kept", state=State.REMOVING)),
@@ -196,6 +196,17 @@ def test_failed_commit(opened: Opener, point: str) -> None:
             "next": volume("next"),
         }
         assert dict(shown.mounts) == {"kept": mounts("x")}
+
+
+@pytest.mark.parametrize("point", ["store.write", "store.sync"])
+def test_failed_commit_is_put_back(opened: Opener, point: str) -> None:
+    """What failed is not found by the next start, even if nothing is written since."""
+    store = opened()
+    commit(store, PutVolume(volume("kept")))
+    failpoints.arm(f"{point}=error:28*1")
+    with pytest.raises(NoSpace):
+        commit(store, PutVolume(volume("kept", state=State.REMOVING)))
+    assert dict(opened().volumes) == {"kept": volume("kept")}
 
 
 def test_failed_batch(opened: Opener) -> None:

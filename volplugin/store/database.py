@@ -125,8 +125,14 @@ class Database:
         if sync:
             self._reserve.keep()
 
+    def _reopen(self) -> plyvel.DB:
+        try:
+            return self._open()
+        except StoreCorrupt as error:  # reads go on from memory; a restart tells more
+            raise Unavailable(str(error)) from error
+
     def _write(self, writes: Sequence[Write], *, sync: bool) -> None:
-        db = self._db or self._open()
+        db = self._db or self._reopen()
         try:
             failpoints.hit("store.write")
             batch = db.write_batch(sync=sync)

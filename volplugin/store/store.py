@@ -1,6 +1,7 @@
 """The store: an in-memory mirror for reads, one thread that writes behind changes."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from typing import Final
 
 import attrs
 
-from volplugin.errors import StoreCorrupt
+from volplugin.errors import StoreCorrupt, Unavailable, VolpluginError
 from volplugin.model import Mounts, Volume
 from volplugin.store import records
 from volplugin.store.database import REMEDY, Database, Write
@@ -101,6 +102,8 @@ class Store:
         that is cancelled leaves the write under way, and `volumes` and `mounts`
         follow it.
         """
+        if not self._thread.is_alive():
+            raise Unavailable("the store is closed: the server is ending")
         done = asyncio.get_running_loop().create_future()
         self._queue.put(_Request(changes, sync, done))
         await done
@@ -130,8 +133,19 @@ class Store:
         except Exception as caught:  # noqa: BLE001  each caller gets it as its own
             error = caught
             self._unsure.update(key for key, _ in writes)
+            self._put_back()
         loop = requests[0].done.get_loop()
         loop.call_soon_threadsafe(self._settle, requests, error)
+
+    def _put_back(self) -> None:
+        """Write again what holds, so that a start does not find what failed.
+
+        If that fails too, the next write begins with it.
+        """
+        with contextlib.suppress(VolpluginError):
+            restored = [(key, self._current(key)) for key in self._unsure]
+            self._database.write(restored, sync=True)
+            self._unsure.clear()
 
     def _settle(self, requests: list[_Request], error: BaseException | None) -> None:
         for request in requests:

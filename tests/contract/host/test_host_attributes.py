@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from host_commands import run
+from support.commands import run
 
 from volplugin.errors import InUse, InvalidArgument, NoSpace, NotFound
 from volplugin.host import attributes, guard

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from host_commands import run
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run
 
 from volplugin.host import mountinfo
 from volplugin.host.mountinfo import Mount

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from host_commands import Container, run, wait_for_program
+from support.commands import Container, run, wait_for_program
 
 from volplugin.host import mountinfo, namespaces
 

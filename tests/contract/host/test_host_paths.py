@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from host_commands import run
+from support.commands import run
 
 from volplugin.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound
 from volplugin.host import paths, renaming

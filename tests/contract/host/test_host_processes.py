@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from host_commands import wait_for_program
+from support.commands import wait_for_program
 
 from volplugin.host import processes
 from volplugin.model import Client

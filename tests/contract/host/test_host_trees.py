@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from host_commands import run
+from support.commands import run
 
 from volplugin import failpoints
 from volplugin.errors import InUse, InvalidArgument, NoSpace

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host_commands import Container, run, wait_for_program
 
+from support.commands import Container, run, wait_for_program
 from volplugin.host import mountinfo
 
 
