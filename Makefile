@@ -11,7 +11,7 @@ VENV := .venv
 VENV_DEBIAN := .venv-debian12
 
 RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io
+TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io e2fsprogs mount podman procps util-linux
 BENCH_PACKAGES := $(RUN_PACKAGES) docker.io fuse3 rclone
 
 ARGS ?=
@@ -31,7 +31,7 @@ test -n "$$missing" || exit 0; \
 test "$$(id -u)" = 0 || { echo "make $@: run it as root to install:$$missing" >&2; exit 1; }; \
 echo "installing:$$missing"; \
 export DEBIAN_FRONTEND=noninteractive; \
-apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing
+apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing >/dev/null
 endef
 
 .PHONY: help
@@ -81,9 +81,11 @@ packages-test:
 packages-bench:
 	$(call install,$(BENCH_PACKAGES))
 
-# Editable: the clone is what runs. A change of setup.cfg installs again.
+# Editable: the clone is what runs. A change of setup.cfg installs again. wheel is what
+# Debian's pip builds pyxattr with, which comes as source.
 $(VENV)/.installed: setup.cfg setup.py | packages-run
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q wheel
 	$(VENV)/bin/pip install -q -e .
 	@touch $@
 
@@ -93,5 +95,6 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV_DEBIAN)/.installed: setup.cfg setup.py tests/constraints-debian12.txt | packages-run
 	$(PYTHON) -m venv $(VENV_DEBIAN)
+	$(VENV_DEBIAN)/bin/pip install -q wheel
 	$(VENV_DEBIAN)/bin/pip install -q -c tests/constraints-debian12.txt -e '.[test]'
 	@touch $@

@@ -23,6 +23,7 @@ from volplugin.loglines import FORMATS
 CAPACITY: Final = 10_000  # lines waiting to be written
 FLUSH_LIMIT: Final = 1.0  # seconds that `Writer.close` waits for them
 
+_GATHER: Final = 0.02  # seconds to wait for more lines after a first one
 _BATCH: Final = 256  # lines formatted before they are written
 _CHUNK: Final = 4096  # bytes: pipe(7) takes PIPE_BUF at once when poll(2) says so
 _LOOK_AGAIN: Final = 0.1  # seconds between looks at a stream that takes nothing
@@ -82,6 +83,7 @@ class Writer(logging.Handler):
         self._lost = 0
         self._lost_lock = threading.RLock()
         self._ended = False
+        self._closing = threading.Event()
         self._deadline = float("inf")
         self.reconfigure(fmt, level)
         self._sink = _sink(stream, lambda: time.monotonic() > self._deadline)
@@ -121,6 +123,7 @@ class Writer(logging.Handler):
             root.setLevel(logging.WARNING)
             logging.getLogger(_OURS).setLevel(logging.NOTSET)
         self._deadline = time.monotonic() + FLUSH_LIMIT
+        self._closing.set()
         self._queue.put(None)
         self._thread.join(FLUSH_LIMIT + 2 * _LOOK_AGAIN)
         super().close()
@@ -139,6 +142,9 @@ class Writer(logging.Handler):
     def _write_batch(self) -> bool:
         """Write what waits, at least one line; return False when that was the last."""
         entries = [self._queue.get()]
+        # Not at once: a thread that wakes for each line takes turns with the event
+        # loop, which then costs the server more than the line.
+        self._closing.wait(_GATHER)
         with contextlib.suppress(queue.Empty):
             while len(entries) < _BATCH:
                 entries.append(self._queue.get_nowait())

@@ -96,5 +96,8 @@ def failure(message: str) -> bytes:
     return _encode({"Err": message})
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _encode(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode()
+    return _encoder.encode(message).encode()
