@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from volplugin import protocol
 from volplugin.changes import Caller
@@ -19,11 +19,15 @@ from volplugin.model import Client
 from volplugin.sockets import Listener
 
 logger = logging.getLogger(__name__)
+http_logger = logging.getLogger("volplugin.http")  # aiohttp's own voice
 
 KEEP_ALIVE: Final = 7 * 24 * 3600.0
 """Seconds. An engine keeps idle connections and must be the one to close them: were it
 us, its next call could cross the close and fail with EOF, and dockerd's retry after
 that has an empty body."""
+
+_TAKEN_IN: Final = 1.0  # seconds to accept who had connected at the end
+_WRITTEN: Final = 0.2  # seconds to write the last answers; idle connections wait too
 
 
 @attrs.frozen(eq=False)
@@ -76,83 +80,113 @@ class Server:
             "/VolumeDriver.List": _Verb(self._list, needs_body=False),
             "/VolumeDriver.Capabilities": _Verb(self._capabilities, needs_body=False),
         }
-        self._runner = web.ServerRunner(
-            web.Server(
-                self._handle,
-                access_log=None,
-                keepalive_timeout=KEEP_ALIVE,
-                tcp_keepalive=False,
-            )
+        http_logger.addFilter(_without_clients_faults)
+        self._http = web.Server(
+            self._handle,
+            logger=http_logger,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE,
+            tcp_keepalive=False,
+            auto_decompress=False,
         )
         self._listeners: Sequence[Listener] = ()
-        self._sites: list[web.BaseSite] = []
+        self._accepting: list[asyncio.AbstractServer] = []
         self._live = 0
         self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = False
         self._list_answer: tuple[int, bytes] = (-1, b"")
 
     async def listen(self, listeners: Sequence[Listener]) -> None:
         """Begin to accept on bound sockets; call it after recovery."""
-        await self._runner.setup()
+        loop = asyncio.get_running_loop()
         self._listeners = listeners
         for listener in listeners:
-            site = web.SockSite(self._runner, listener.socket, backlog=1024)
-            await site.start()
-            self._sites.append(site)
+            self._accepting.append(
+                await loop.create_server(self._http, sock=listener.socket, backlog=1024)
+            )
 
     async def drain(self, limit: float) -> bool:
         """Stop accepting, answer the live calls within ``limit`` s, close the rest.
 
         The sockets are unlinked first: an engine that finds none waits for the next
-        server, for up to 15 s. Return whether all calls were answered.
+        server, for up to 15 s. Who is connected by then may have written a call, which
+        its retry would come without: all of them are still accepted. Return whether
+        all calls were answered.
         """
         self._draining = True
         for listener in self._listeners:
             listener.unlink()
-        for site in self._sites:
-            await site.stop()
+        await self._take_in()
+        for server in self._accepting:
+            server.close()
+        if not self._live:
+            self._idle.set()
         try:
             await asyncio.wait_for(self._idle.wait(), limit)
         except TimeoutError:
             return False
         finally:
-            await self._runner.cleanup()
+            await self._http.shutdown(_WRITTEN)
         return True
+
+    async def _take_in(self) -> None:
+        """Accept all who have connected, and begin to read what they wrote."""
+        end = time.monotonic() + _TAKEN_IN
+        while any(listener.has_waiting() for listener in self._listeners):
+            await asyncio.sleep(0)  # libuv accepts one of them in each turn
+            if time.monotonic() > end:  # out of descriptors
+                break
+        for _ in range(10):  # turns, and 50 ms for who is about to write
+            await asyncio.sleep(0.005)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self._live += 1
-        self._idle.clear()
         try:
             return await self._answer(request)
         finally:
             self._live -= 1
-            if not self._live:
+            if self._draining and not self._live:
                 self._idle.set()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        started = time.perf_counter()
-        verb = self._verbs.get(request.path)
-        operation = request.path.rpartition(".")[2]
+        path = request.raw_path  # not `path`, which parses a URL; no call has a query
+        verb = self._verbs.get(path)
         if verb is None:
-            return _failed(404, f"there is no call {request.path!r:.100}")
+            return _failed(404, f"there is no call {path!r:.100}")
+        operation = path.rpartition(".")[2]
         if request.method != "POST":
             return _failed(405, f"{operation} takes POST, not {request.method:.20}")
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _failed(413, f"the body has more than {protocol.BODY_LIMIT} bytes")
-        if not body.strip() and verb.needs_body:
+        except (OSError, web.RequestPayloadError, http_exceptions.HttpProcessingError):
+            return _hang_up(request)  # it left, or sent no body that HTTP knows
+        body = body.strip()
+        if verb.needs_body and not body:
             # dockerd retries a call whose answer it missed without the body. There is
             # no right answer: an error to Get would read as "no such volume".
             return _hang_up(request)
+        response = await self._call(verb.handler, operation, request, body)
+        if self._draining:
+            response.force_close()
+        return response
+
+    async def _call(
+        self,
+        handler: Callable[[Call], Awaitable[bytes]],
+        operation: str,
+        request: web.BaseRequest,
+        body: bytes,
+    ) -> web.Response:
+        """Run one call, log its outcome, and turn an error into its answer."""
+        started = time.perf_counter()
         name, outcome, level = "", "ok", logging.INFO
-        response: web.Response
         try:
-            message = protocol.decode(body) if body.strip() else {}
+            message = protocol.decode(body) if body else {}
             call = Call(message, request, Caller(lambda: _is_open(request)))
             name = call.name
-            response = _response(200, await verb.handler(call))
+            response = _response(200, await handler(call))
         except protocol.NotJSON as error:
             outcome, level = "not JSON", logging.WARNING
             response = _failed(400, str(error))
@@ -170,18 +204,16 @@ class Server:
                 500,
                 _sentence(operation, name, f"internal error {error!r}; see the log"),
             )
-        elapsed = (time.perf_counter() - started) * 1e3
+        elapsed = round((time.perf_counter() - started) * 1e3, 2)
         log(
             logger,
             level,
             "call",
             op=operation,
             volume=name,
-            ms=round(elapsed, 2),
+            ms=elapsed,
             outcome=outcome,
         )
-        if self._draining:
-            response.force_close()
         return response
 
     # Verbs
@@ -254,3 +286,15 @@ def _hang_up(request: web.BaseRequest) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
+
+
+def _without_clients_faults(record: logging.LogRecord) -> bool:
+    """Tell in one line of what is no HTTP: a stack trace means a bug of ours."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, AssertionError):
+        return False  # aiohttp 3.8's, when a client has left before its call began
+    if isinstance(error, http_exceptions.HttpProcessingError):
+        record.exc_info, record.args = None, None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg = "no HTTP: " + " ".join(error.message.split())
+    return True

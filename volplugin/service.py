@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import attrs
 import uvloop
 
 from volplugin import __version__, failpoints
@@ -56,13 +58,13 @@ def serve(config: Config, writer: Writer, reload: Callable[[], Config]) -> None:
     with locked_root(config.root):
         store = Store(store_path(config.root))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            stuck = runner.run(_serve(config, writer, reload, store))
-    if stuck:
-        # A thread that hangs in a system call can't be ended, and would keep the
-        # interpreter from exiting. All that was answered is in the store.
-        log(logger, logging.ERROR, "exit with calls stuck in drivers")
-        writer.close()
-        os._exit(0)
+            if runner.run(_serve(config, writer, reload, store)):
+                # A thread that hangs in a system call can't be ended and would keep
+                # the interpreter from exiting, and its change can't be undone any
+                # more: the store is closed. All that was answered is in it.
+                log(logger, logging.ERROR, "exit with calls stuck in drivers")
+                writer.close()
+                os._exit(0)
 
 
 async def _serve(
@@ -102,6 +104,8 @@ class _Service:
         listeners: list[Listener] = []
         try:
             await recover(self._core)
+            # What was loaded stays: the collector need not look at it again and again.
+            gc.freeze()
             for socket in self._config.sockets:
                 listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
             await self._server.listen(listeners)
@@ -153,7 +157,7 @@ class _Service:
             for line in str(error).splitlines():
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
             return
-        self._config = config
+        self._config = attrs.evolve(config, sockets=self._config.sockets)
         self._manager.timeouts = config.timeouts
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)

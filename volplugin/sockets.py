@@ -4,7 +4,9 @@ import contextlib
 import grp
 import os
 import pwd
+import select
 import socket
+import stat
 
 import attrs
 
@@ -19,6 +21,12 @@ class Listener:
     path: str
     socket: socket.socket
     identity: tuple[int, int]
+
+    def has_waiting(self) -> bool:
+        """Tell whether someone has connected who is not accepted yet."""
+        look = select.poll()
+        look.register(self.socket, select.POLLIN)
+        return any(event & select.POLLIN for _, event in look.poll(0))
 
     def unlink(self) -> None:
         """Remove the file, unless another server has put its own there since."""
@@ -62,8 +70,13 @@ def bind(config: SocketConfig) -> Listener:
 
 
 def _clear_stale(path: str) -> None:
-    if not os.path.lexists(path):
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
         return
+    # Before connect(2), which is refused by a plain file as by a socket left behind.
+    if not stat.S_ISSOCK(found.st_mode):
+        raise InvalidArgument(f"socket {path}: something else is there: move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:
@@ -71,11 +84,8 @@ def _clear_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
             return
-        except OSError as error:
-            raise InvalidArgument(
-                f"socket {path}: something else is there ({error.strerror}): move it "
-                f"away"
-            ) from error
+        except (TimeoutError, BlockingIOError):
+            pass  # too busy to accept us, but it lives
     raise InUse(f"socket {path}: another server is listening on it")
 
 
