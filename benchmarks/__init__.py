@@ -1,0 +1,1 @@
+"""Measurements of volplugin beside `rclone serve docker`: see README.rst."""
