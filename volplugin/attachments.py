@@ -29,6 +29,7 @@ class Attachments:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
+        self._kept: set[str] = set()  # volumes that `release` has told of
         self.server_id = uuid.uuid4().hex
 
     async def attach(self, volume: Volume, claimed: Mounts, holder_id: str) -> None:
@@ -64,20 +65,24 @@ class Attachments:
         backend = self._catalog.backend(volume)
         if not backend.driver.attaches and not mounts.holders:
             mounts = attrs.evolve(mounts, attached=False)
-        await self._write(volume, mounts)
+        if mounts != self._catalog.mounts(volume.name):
+            await self._write(volume, mounts)
         hit("core.detach.intent")
         if mounts.holders or not mounts.attached:
             return
         users = await self.containers_using(volume)
         if users:
-            log(
-                logger,
-                logging.INFO,
-                "kept attached: a container has it without a mount",
-                volume=volume.name,
-                users=_names(users),
-            )
+            if volume.id not in self._kept:  # once, not with each sweep
+                log(
+                    logger,
+                    logging.INFO,
+                    "kept attached: a container has it without a mount",
+                    volume=volume.name,
+                    users=_names(users),
+                )
+            self._kept.add(volume.id)
             return
+        self._kept.discard(volume.id)
         await backend.run(backend.driver.detach, self._catalog.spec(volume))
         hit("core.detach.driver")
         await self._write(volume, attrs.evolve(mounts, attached=False))

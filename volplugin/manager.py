@@ -46,6 +46,7 @@ class VolumeManager:
         self.timeouts = timeouts
         self._activations = 0
         self._sweep_wanted = asyncio.Event()
+        self._unsettled: dict[str, str] = {}  # volumes with the error of their sweep
 
     # Reads
 
@@ -199,13 +200,17 @@ class VolumeManager:
                 caller=Caller(),
             )
         except VolpluginError as error:
-            log(
-                logger,
-                logging.WARNING,
-                "still not settled",
-                volume=name,
-                error=str(error),
-            )
+            if self._unsettled.get(name) != str(error):  # once, not with each sweep
+                log(
+                    logger,
+                    logging.WARNING,
+                    "not settled, to be tried again",
+                    volume=name,
+                    error=str(error),
+                )
+            self._unsettled[name] = str(error)
+        else:
+            self._unsettled.pop(name, None)
 
     async def keep_sweeping(self, interval: float) -> None:
         """`sweep` every ``interval`` s and when there is reason to; runs for ever."""
