@@ -144,7 +144,8 @@ class Writer(logging.Handler):
         entries = [self._queue.get()]
         # Not at once: a thread that wakes for each line takes turns with the event
         # loop, which then costs the server more than the line.
-        self._closing.wait(_GATHER)
+        if self._queue.qsize() < _BATCH:
+            self._closing.wait(_GATHER)
         with contextlib.suppress(queue.Empty):
             while len(entries) < _BATCH:
                 entries.append(self._queue.get_nowait())
