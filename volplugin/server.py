@@ -152,20 +152,21 @@ class Server:
         path = request.raw_path  # not `path`, which parses a URL; no call has a query
         verb = self._verbs.get(path)
         if verb is None:
-            return _failed(404, f"there is no call {path!r:.100}")
+            return _refused(404, f"there is no call {path!r:.100}")
         operation = path.rpartition(".")[2]
         if request.method != "POST":
-            return _failed(405, f"{operation} takes POST, not {request.method:.20}")
+            return _refused(405, f"{operation} takes POST, not {request.method:.20}")
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return _failed(413, f"the body has more than {protocol.BODY_LIMIT} bytes")
+            return _refused(413, f"the body has more than {protocol.BODY_LIMIT} bytes")
         except (OSError, web.RequestPayloadError, http_exceptions.HttpProcessingError):
             return _hang_up(request)  # it left, or sent no body that HTTP knows
         body = body.strip()
         if verb.needs_body and not body:
             # dockerd retries a call whose answer it missed without the body. There is
             # no right answer: an error to Get would read as "no such volume".
+            log(logger, logging.WARNING, "no body, no answer", op=operation)
             return _hang_up(request)
         response = await self._call(verb.handler, operation, request, body)
         if self._draining:
@@ -279,6 +280,12 @@ def _response(status: int, body: bytes) -> web.Response:
 
 def _failed(status: int, message: str) -> web.Response:
     return _response(status, protocol.failure(message))
+
+
+def _refused(status: int, message: str) -> web.Response:
+    """Answer what is no call of the protocol."""
+    log(logger, logging.WARNING, "refused", status=status, reason=message)
+    return _failed(status, message)
 
 
 def _hang_up(request: web.BaseRequest) -> web.Response:
