@@ -11,7 +11,8 @@ VENV := .venv
 VENV_DEBIAN := .venv-debian12
 
 RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io e2fsprogs mount podman procps util-linux
+TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io e2fsprogs kmod mount podman procps \
+	user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) docker.io fuse3 rclone
 
 ARGS ?=

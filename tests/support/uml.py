@@ -1,0 +1,147 @@
+"""A machine of its own for a test: Debian's user-mode Linux, whose power can be cut.
+
+It is a kernel that runs as a process. It sees the files of this machine, and what it
+changes of them is gone with it; disks are image files, which stay as they are when the
+process is killed, like real ones when the power fails.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from support.require import require, require_root
+from support.wait import eventually
+
+MODULES: Final = "/usr/lib/uml/modules"
+OUTPUT: Final = Path("/out")
+"""Where a guest finds `Machine.output`: what it writes there is there at once."""
+
+_MEMORY: Final = "768M"
+
+# The kernel's root is this machine's, by hostfs and read-only. An overlay makes it
+# writable: the kernel has all but overlayfs built in.
+_INIT: Final = """#!/bin/sh
+set -e
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+insmod {modules}/$(uname -r)/kernel/fs/overlayfs/overlay.ko
+mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
+cd /mnt/root
+mkdir -p out old
+umount /proc
+pivot_root . old
+exec chroot . /bin/sh {output}/guest
+"""
+_GUEST: Final = """
+trap 'busybox poweroff -f' EXIT
+mount -t hostfs -o {output} none /out || exit
+exec >>/out/console 2>&1
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+ln -sf /proc/self/fd /dev/fd
+cd /
+"""
+
+
+class Machine:
+    """A computer with ``disks`` (/dev/ubda, /dev/ubdb …); ``close`` when done with it.
+
+    Its scripts reach this machine by the folder `output` alone, at `OUTPUT`. Off when
+    made; it can be started again after it has ended or its power was cut.
+    """
+
+    def __init__(self, disks: Sequence[Path]) -> None:
+        require_root()
+        self._kernel = require("linux.uml")
+        for command in ("busybox", "insmod", "pivot_root"):
+            require(command)
+        self._disks = disks
+        # hostfs takes the folder as a mount option.
+        self._folder = Path(tempfile.mkdtemp(prefix="uml-")).resolve()
+        self.output = self._folder / "out"
+        self.output.mkdir()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, script: str, environment: Mapping[str, str] | None = None) -> None:
+        """Boot, run ``script`` by sh with ``environment``, and power off; don't wait.
+
+        What it prints is in `console`.
+        """
+        assert not self.is_running(), "it is running already"
+        self._release()
+        variables = "".join(
+            f"export {name}={shlex.quote(value)}\n"
+            for name, value in (environment or {}).items()
+        )
+        places = {"output": shlex.quote(str(self.output)), "modules": MODULES}
+        init = self.output / "init"
+        init.write_text(_INIT.format(**places))
+        init.chmod(0o755)
+        guest = self.output / "guest"
+        guest.write_text(_GUEST.format(**places) + variables + script)
+        disks = [f"ubd{'abcd'[i]}={disk}" for i, disk in enumerate(self._disks)]
+        command = [self._kernel, f"mem={_MEMORY}", "rootfstype=hostfs", "rootflags=/"]
+        command += ["ro", f"init={init}", f"uml_dir={self._folder}/", "umid=machine"]
+        # One console alone, and that is of no interest: two would fight for stdin.
+        command += ["con=null", "ssl=null", "con0=null,fd:1", "quiet", *disks]
+        with (self._folder / "kernel").open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def is_running(self) -> bool:
+        """Return whether it is on."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it has powered off."""
+        eventually(
+            lambda: not self.is_running(), f"powers off\n{self.told()}", seconds=seconds
+        )
+
+    def cut(self) -> None:
+        """Cut the power: whatever runs in it ends at once, with its kernel.
+
+        What the kernel has not yet written to a disk is lost.
+        """
+        if self._process is not None:
+            # Its processes are processes of this machine, in the same group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def told(self) -> str:
+        """Return the end of all that kernel and script have printed."""
+        ours = {"init", "guest"}
+        files = [file for file in self.output.iterdir() if file.name not in ours]
+        texts = [
+            f"--- {file.name}\n{file.read_text(errors='replace')[-6000:]}"
+            for file in (self._folder / "kernel", *sorted(files))
+        ]
+        return "\n".join(texts)
+
+    def close(self) -> None:
+        """Cut the power if it is on, and remove its files; the disks stay."""
+        self.cut()
+        shutil.rmtree(self._folder)
+
+    def _release(self) -> None:
+        # A machine that was killed leaves its name taken.
+        shutil.rmtree(self._folder / "machine", ignore_errors=True)
