@@ -19,6 +19,7 @@ class Engine:
     def __init__(self, *, live_restore: bool = False, config: str = "") -> None:
         require_docker()
         self.host = Host()
+        self._inherited = {mount.source for mount in self.host.mounts()}
         # A sweep each second, for tests that wait for one.
         self.plugin = Plugin(
             self.host.folder, host=self.host, config="sweep-interval = 1\n" + config
@@ -32,16 +33,16 @@ class Engine:
         self.docker.load_images()
 
     def mounts(self) -> list[Mount]:
-        """Return the tmpfs mounts that the plugin made on the host.
+        """Return the plugin's tmpfs mounts that the host has.
 
-        dockerd binds volumes into a container's root for the time of a `docker cp`;
-        those binds are its own.
+        Without those that the machine had when the host was cut off from it: another
+        plugin may be at work there.
         """
         return [
             mount
             for mount in self.host.mounts()
             if mount.source.startswith(MOUNT_SOURCE)
-            and "/merged/" not in mount.mountpoint
+            and mount.source not in self._inherited
         ]
 
     def mount_of(self, volume: str) -> Mount | None:
