@@ -1,8 +1,9 @@
 """Which directories a user may give to a volume with ``mount=``."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
+from volplugin import options
 from volplugin.errors import InvalidArgument
 from volplugin.host import paths
 
@@ -20,6 +21,17 @@ _SHARED: Final = (
     *("/var/log", "/var/cache", "/var/spool", "/var/opt"),
     *("/tmp", "/var/tmp"),  # noqa: S108  they are refused, not used
 )
+
+
+def allow_option() -> Any:
+    """Declare the setting that `require_allowed` takes as ``allow``."""
+    return options.option(
+        help="directories at or below which mount= may point",
+        parse=options.path_list,
+        default=None,
+        shown="all but system directories",
+        unit="list of paths",
+    )
 
 
 def is_within(path: str, directory: str) -> bool:

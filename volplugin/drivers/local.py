@@ -15,7 +15,7 @@ import attrs
 
 from volplugin import options as declare
 from volplugin.drivers import ownership
-from volplugin.drivers.directories import require_allowed
+from volplugin.drivers.directories import allow_option, require_allowed
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.markers import Markers, found_in
 from volplugin.errors import (
@@ -93,13 +93,7 @@ class LocalConfig:
         shown="BACKEND below the root",
         unit="path",
     )
-    allow: Sequence[str] | None = declare.option(
-        help="directories at or below which mount= may point",
-        parse=declare.path_list,
-        default=None,
-        shown="all but system directories",
-        unit="list of paths",
-    )
+    allow: Sequence[str] | None = allow_option()
 
 
 class Local(Driver):

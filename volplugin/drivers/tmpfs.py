@@ -13,7 +13,7 @@ import attrs
 
 from volplugin import options as declare
 from volplugin.drivers import ownership
-from volplugin.drivers.directories import require_allowed
+from volplugin.drivers.directories import allow_option, require_allowed
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.markers import Markers
 from volplugin.errors import AlreadyExists, InUse, InvalidArgument, Unavailable
@@ -87,13 +87,7 @@ class TmpfsConfig:
         default="/mnt/tmpfs",
         unit="path",
     )
-    allow: Sequence[str] | None = declare.option(
-        help="directories at or below which mount= may point",
-        parse=declare.path_list,
-        default=None,
-        shown="all but system directories",
-        unit="list of paths",
-    )
+    allow: Sequence[str] | None = allow_option()
 
 
 class Tmpfs(Driver):
