@@ -91,9 +91,10 @@ def _round(
 def measure_rclone_mounts(plan: Plan, home: Path, results: Results) -> None:
     """Measure rclone's Mount and Unmount, on a server of its own for each time.
 
-    rclone 1.60 hangs for good after some tens of them, however many connections there
-    are: the lock that Unmount holds is what its monitor of the mounts waits for. So
-    what it did until then is its rate, and the server is killed.
+    rclone 1.60 sooner or later hangs for good, with one connection too. Its stacks then
+    show a Mount that holds the driver's lock while it sends to the monitor of mounts,
+    and that monitor waiting for the lock. So what it did until then is its rate, and
+    the server is killed.
     """
     for number, volumes, connections in itertools.product(
         range(plan.rounds), plan.sizes, plan.connections
