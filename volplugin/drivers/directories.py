@@ -6,6 +6,7 @@ from typing import Any, Final
 from volplugin import options
 from volplugin.errors import InvalidArgument
 from volplugin.host import paths
+from volplugin.host.mountinfo import is_within
 
 # Nothing at, above or below these may be a volume: a container that writes there, or a
 # chown by its image, breaks the host. The second row is the engines' own state.
@@ -32,11 +33,6 @@ def allow_option() -> Any:
         shown="all but system directories",
         unit="list of paths",
     )
-
-
-def is_within(path: str, directory: str) -> bool:
-    """Tell whether ``path`` is ``directory`` or lies below it, by their names."""
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def overlap(path: str, directories: Iterable[str]) -> str | None:
