@@ -69,11 +69,19 @@ class World:
             self.server = subprocess.Popen(command, stderr=log)
 
     def wait(self) -> None:
-        while not self.client.socket.exists():
+        # The socket's file is there a moment before the server listens on it.
+        while not self.answers():
             if self.server.poll() is not None:
                 self.journal.tell("exit", status=self.server.returncode)
                 sys.exit("the server does not start")
             time.sleep(0.02)
+
+    def answers(self) -> bool:
+        try:
+            self.client.activate()
+        except OSError:
+            return False
+        return True
 
     def options(self, name: str) -> Mapping[str, str] | None:
         kind = kind_of(name)
