@@ -63,7 +63,7 @@ class Attachments:
         no mount for a container that lives on. `VolumeManager.sweep` looks again.
         """
         backend = self._catalog.backend(volume)
-        if not backend.driver.attaches and not mounts.holders:
+        if not backend.driver.attaches(volume) and not mounts.holders:
             mounts = attrs.evolve(mounts, attached=False)
         if mounts != self._catalog.mounts(volume.name):
             await self._write(volume, mounts)

@@ -69,10 +69,11 @@ class Catalog:
         status: dict[str, Any] = {"driver": volume.driver, "backend": volume.backend}
         try:
             driver = self.backend(volume).driver
-            attached = mounts.attached or not driver.attaches
+            attaches = driver.attaches(volume)
+            attached = mounts.attached or not attaches
             parsed = self.spec(volume).options
-            status.update(driver.status(parsed, attached=attached))
-            if driver.attaches:
+            status.update(driver.status(volume, parsed, attached=attached))
+            if attaches:
                 status["attached"] = attached
         except VolpluginError as error:
             status["error"] = str(error)

@@ -21,7 +21,8 @@ class Volume:
     ``id`` tells two volumes of one name apart, in time and between stores. ``options``
     are the user's own words; the driver parses them. ``facts`` are what the driver
     noted when it planned the volume, for its own later use. ``mountpoint`` is where
-    the bytes are once attached; it never changes.
+    the bytes are once attached; it never changes. ``pending`` are options that a resize
+    under way is about to give it.
     """
 
     name: str
@@ -33,6 +34,25 @@ class Volume:
     mountpoint: str
     created_at: str
     state: State = State.CREATING
+    pending: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """What a volume held when it was measured; bytes, and numbers of inodes.
+
+    ``size`` and ``inodes`` are the limits in force, None where there is none.
+    ``available`` is what can still be written, be it for the limit or the disk below.
+    ``inodes_used`` is None where nobody counts them. ``notes`` are facts of the moment
+    for Status, such as the progress of what runs in the background.
+    """
+
+    used: int
+    available: int
+    size: int | None = None
+    inodes_used: int | None = None
+    inodes: int | None = None
+    notes: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

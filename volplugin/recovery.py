@@ -104,7 +104,7 @@ async def _check_mounts(
     else:
         checked = accounting.drop_pending(mounts)
     backend = core.catalog.backends.get(volume.backend)
-    if backend is not None and backend.driver.attaches:
+    if backend is not None and backend.driver.attaches(volume):
         found = backend.driver.is_attached(volume, table)
         if mounts.attached and checked.holders and not found:
             log(

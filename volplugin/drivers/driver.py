@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import attrs
 
 from volplugin.host.mountinfo import Mount
-from volplugin.model import Volume
+from volplugin.model import Usage, Volume
 
 
 @attrs.frozen(kw_only=True)
@@ -63,9 +63,6 @@ class Driver(ABC):
     name: ClassVar[str]
     Options: ClassVar[type]
     Config: ClassVar[type]
-    attaches: ClassVar[bool]
-    """Whether attach and detach change this host. If not, a volume that is ready is
-    always available, and `attach` only checks that it is."""
 
     @abstractmethod
     def __init__(self, config: Any, place: str) -> None:
@@ -117,15 +114,84 @@ class Driver(ABC):
         """Take back `attach`. Raise `InUse` while a process on the host is in it."""
 
     @abstractmethod
-    def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
-        """Tell from a mount table whether the volume is attached. No I/O."""
+    def attaches(self, volume: Volume) -> bool:
+        """Tell whether attach and detach of this volume change this host. No I/O.
+
+        If not, a volume that is ready is always available, `attach` only checks that it
+        is, and `is_attached` is never true.
+        """
 
     @abstractmethod
-    def status(self, options: Any, *, attached: bool) -> Mapping[str, Any]:
+    def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
+        """Tell from a mount table whether the volume is attached.
+
+        No I/O but a look into the kernel's own tables below ``/proc`` and ``/sys``.
+        """
+
+    @abstractmethod
+    def status(
+        self, volume: Volume, options: Any, *, attached: bool
+    ) -> Mapping[str, Any]:
         """Return what only this driver knows for Docker's Status. No I/O.
 
         No key may be named ``ref``: PouchContainer takes it for its own and then
         refuses to remove the volume.
+        """
+
+
+@runtime_checkable
+class Resizes(Protocol):
+    """A driver whose volumes can be given other limits, also while they are in use."""
+
+    def plan_resize(self, spec: Spec, options: Any, *, attached: bool) -> None:
+        """Refuse ``options`` for the volume ``spec`` if it can't have them. No effect.
+
+        ``options`` differ from those of ``spec`` in ``size`` and ``inodes`` alone.
+        """
+
+    def resize(self, spec: Spec, *, attached: bool) -> None:
+        """Make the limits those of ``spec.options``, and the record ``spec.record``.
+
+        Idempotent: also called to finish, or to take back, what was cut short. Raise
+        `NoSpace` when the volume holds more by now.
+        """
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """A driver that can tell what its volumes hold."""
+
+    def measure(self, specs: Sequence[Spec]) -> Mapping[str, Usage]:
+        """Return what the volumes hold, by volume id, in one pass for all of them.
+
+        Those without a limit, and those that can't be measured now, are left out. May
+        block; called in the background alone.
+        """
+
+
+@runtime_checkable
+class Verifies(Protocol):
+    """A driver whose limits can be lost without its doing."""
+
+    def verify(self, specs: Sequence[Spec]) -> None:
+        """Hold the limits and ids of all known volumes against what is there.
+
+        Called at start, after `Driver.open`. What differs for a volume that is ready is
+        put right and logged; ids of the others are only kept from being given again.
+        """
+
+
+@runtime_checkable
+class Promises(Protocol):
+    """A driver whose volumes share one disk that may be promised more than once."""
+
+    def promised(self, spec: Spec) -> int:
+        """Return the bytes of the backend's disk that the volume may come to hold."""
+
+    def require_room(self, total: int) -> None:
+        """Raise `NoSpace` if the backend may not promise ``total`` bytes; warn once.
+
+        No effect but the log.
         """
 
 

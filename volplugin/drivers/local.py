@@ -102,7 +102,6 @@ class Local(Driver):
     name = "local"
     Options = LocalOptions
     Config = LocalConfig
-    attaches = False
 
     def __init__(self, config: LocalConfig, place: str) -> None:
         self._root = os.path.realpath(config.root or place)
@@ -242,12 +241,17 @@ class Local(Driver):
         os.close(paths.open_directory(volume.mountpoint))
 
     def detach(self, spec: Spec) -> None:
-        pass  # `attaches` is false: there is nothing to take back
+        pass  # `attaches` says no: there is nothing to take back
+
+    def attaches(self, volume: Volume) -> bool:
+        return False
 
     def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
         return False
 
-    def status(self, options: LocalOptions, *, attached: bool) -> Mapping[str, Any]:
+    def status(
+        self, volume: Volume, options: LocalOptions, *, attached: bool
+    ) -> Mapping[str, Any]:
         return {} if options.mount is None else {"mount": options.mount}
 
     def purge(self, stop: Callable[[], bool]) -> bool:

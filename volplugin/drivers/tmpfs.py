@@ -96,7 +96,6 @@ class Tmpfs(Driver):
     name = "tmpfs"
     Options = TmpfsOptions
     Config = TmpfsConfig
-    attaches = True
 
     def __init__(self, config: TmpfsConfig, place: str) -> None:
         self._root = os.path.realpath(config.root)
@@ -237,6 +236,9 @@ class Tmpfs(Driver):
             hit("tmpfs.detach")
             mounts.unmount(spec.volume.mountpoint)
 
+    def attaches(self, volume: Volume) -> bool:
+        return True
+
     def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
         found = mountinfo.at(volume.mountpoint, table)
         return (
@@ -245,7 +247,9 @@ class Tmpfs(Driver):
             and found.source == _source(volume)
         )
 
-    def status(self, options: TmpfsOptions, *, attached: bool) -> Mapping[str, Any]:
+    def status(
+        self, volume: Volume, options: TmpfsOptions, *, attached: bool
+    ) -> Mapping[str, Any]:
         content = "kept until the last container stops" if attached else "none"
         return {"size": format_size(options.size), "content": content}
 
