@@ -11,9 +11,10 @@ VENV := .venv
 VENV_DEBIAN := .venv-debian12
 
 RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) busybox-static docker.io e2fsprogs kmod mount podman procps \
+TEST_PACKAGES := $(RUN_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs kmod mount podman procps \
 	user-mode-linux util-linux xfsprogs
-BENCH_PACKAGES := $(RUN_PACKAGES) docker.io fuse3 rclone
+BENCH_PACKAGES := $(RUN_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
+	mount quota rclone user-mode-linux util-linux xfsprogs
 
 ARGS ?=
 PYTEST_ARGS ?=

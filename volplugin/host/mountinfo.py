@@ -67,6 +67,20 @@ def covering(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return _topmost([mount for mount in above if len(mount.mountpoint) == deepest])
 
 
+def of_file_system(device: str, mounts: Sequence[Mount]) -> Mount | None:
+    """Return the mount that shows the whole of the file system ``device`` best.
+
+    That is one of its root, the first and shortest of them; else the one of the most,
+    as where a container sees nothing but a directory. None if it is not mounted.
+    """
+    of_device = [mount for mount in mounts if mount.device == device]
+    return min(
+        of_device,
+        key=lambda mount: (len(_clean(mount.root)), len(mount.mountpoint)),
+        default=None,
+    )
+
+
 def below(path: str, mounts: Sequence[Mount]) -> list[Mount]:
     """Return the mounts strictly below ``path``, in the table's order."""
     path = _clean(path)

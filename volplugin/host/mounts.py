@@ -48,7 +48,7 @@ def mount(
     ``target`` is resolved without symbolic links. Not idempotent: a second call mounts
     once more on top. Raise `InvalidArgument` for what the kernel refuses, `Unsupported`
     for a type that it does not have or a right that is missing, `NotFound` for a
-    missing target.
+    missing target, `Unavailable` for a damaged file system.
     """
     doing = f"mount {kind or source} on {target}"
     words = [_word(word, doing) for word in (source, kind, data)]
@@ -124,6 +124,11 @@ def _mount_error(error: OSError, doing: str, kind: str, data: str) -> VolpluginE
         )
     if error.errno == errno.ENODEV:
         return Unsupported(f"{doing}: this kernel has no file system {kind}")
+    if error.errno in {errno.EUCLEAN, errno.EBADMSG}:  # a bad tree, a bad checksum
+        return Unavailable(
+            f"{doing}: the file system is damaged; repair it by hand (e2fsck -f for"
+            " ext4, xfs_repair for XFS), or restore a backup"
+        )
     if error.errno == errno.EPERM:
         return Unsupported(f"{doing}: {error.strerror}: it needs CAP_SYS_ADMIN")
     return from_os_error(error, doing)

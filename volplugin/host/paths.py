@@ -166,6 +166,22 @@ def identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def device_size(path: str) -> int | None:
+    """Return the bytes of the block device that ``path`` is on; None without one.
+
+    Btrfs, NFS, tmpfs and the like have devices of no kind that sysfs(5) knows.
+    """
+    try:
+        device = os.stat(path).st_dev
+        place = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size"
+        with open(place, encoding="ascii") as size:
+            return int(size.read()) * 512  # sectors of 512 bytes on every disk
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise from_os_error(error, f"look at the disk of {path}") from error
+
+
 def _components(path: str) -> list[str]:
     if not path.startswith("/"):
         raise InvalidArgument(f"path {path!r} is not absolute")

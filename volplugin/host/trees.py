@@ -4,6 +4,10 @@ The tree may be deeper than a path is long or a process has descriptors, may hol
 symbolic links to anywhere, and may change meanwhile. It is walked by descriptors, with
 one directory open at a time; the way up is ``..``, checked against what was there on
 the way down.
+
+On btrfs a tree may hold subvolumes, which anyone who may write there can make. They
+have device numbers of their own but are no mounts, and go with all they hold at once,
+unless there are others below them.
 """
 
 import errno
@@ -16,7 +20,7 @@ import attrs
 
 from volplugin import failpoints
 from volplugin.errors import InUse, InvalidArgument, NotFound, from_os_error
-from volplugin.host import attributes, mountinfo, paths
+from volplugin.host import attributes, btrfs, mountinfo, paths, qgroups
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,10 +33,11 @@ def delete(path: str, *, stop: Callable[[], bool]) -> bool:
     """Delete the directory ``path`` with all that it contains.
 
     Idempotent: a missing path is success, and a call that ended early or failed can be
-    repeated. No symbolic link is followed and no other file system entered; immutable
-    and append-only flags are cleared. ``stop`` is asked between entries; when it says
-    so, return False with the rest left. Raise `InUse` when something is mounted at or
-    below it, before anything is deleted, or when others change the tree meanwhile.
+    repeated. No symbolic link is followed and no mount entered; immutable and
+    append-only flags are cleared. Subvolumes of btrfs, ``path`` itself or below it, go
+    with their qgroups. ``stop`` is asked between entries; when it says so, return False
+    with the rest left. Raise `InUse` when something is mounted at or below it, before
+    anything is deleted, or when others change the tree meanwhile.
     """
     try:
         with paths.parent(path) as (directory, name):
@@ -69,9 +74,26 @@ def _start(path: str, directory: int, name: str) -> "_Walk | None":
         return None
     except NotADirectoryError as error:
         raise InvalidArgument(f"delete {path}: it is not a directory") from error
-    found = os.fstat(top)
-    level = _Level(name, found.st_ino)
-    return _Walk(path, directory, top, found.st_dev, [level])
+    try:
+        return _Walk(path, directory, top, _mount_id(top), [_Level.of(name, top)])
+    except OSError:
+        os.close(top)
+        raise
+
+
+def _mount_id(descriptor: int) -> int:
+    # proc_pid_fdinfo(5). A device number tells neither a bind mount, which has that of
+    # its origin, nor what is no mount: subvolumes have their own, and so have the empty
+    # directories that a snapshot has in the place of subvolumes.
+    table = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(table, 4096).split(b"\n")
+    finally:
+        os.close(table)
+    for line in lines:
+        if line.startswith(b"mnt_id:"):
+            return int(line[7:])
+    raise OSError(errno.ENOSYS, "/proc tells no mount ids")
 
 
 @attrs.define
@@ -79,8 +101,18 @@ class _Level:
     """A directory on the way from the top to where the walk is."""
 
     name: str
+    device: int
     inode: int
+    subvolume: int | None  # its id, at the root of one
     subdirectories: list[str] = attrs.field(factory=list)
+
+    @classmethod
+    def of(cls, name: str, descriptor: int) -> "_Level":
+        found = os.fstat(descriptor)
+        subvolume = None
+        if btrfs.is_subvolume(descriptor):
+            subvolume = btrfs.subvolume_id(descriptor)
+        return cls(name, found.st_dev, found.st_ino, subvolume)
 
 
 @attrs.define
@@ -88,10 +120,14 @@ class _Walk:
     path: str
     above: int  # the directory that the tree lies in
     here: int  # the directory where the walk is, the last level's
-    device: int
+    mount: int
     levels: list[_Level]
 
     def run(self, stop: Callable[[], bool]) -> bool:
+        if stop():
+            return False
+        if self._destroyed(self.above, self.levels[0], self.here):
+            return True
         while self.levels:
             if stop():
                 return False
@@ -150,31 +186,68 @@ class _Walk:
             child = os.open(name, _DIRECTORY, dir_fd=self.here)
         except (FileNotFoundError, NotADirectoryError):
             return  # others have changed it; the next pass sees what it is now
-        found = os.fstat(child)
-        if found.st_dev != self.device:
+        try:
+            level = self._level_of(name, child)
+            if not self._destroyed(self.here, level, child):
+                self.levels.append(level)
+                self.here, child = child, self.here
+        except FileNotFoundError:
+            return  # as above
+        finally:
             os.close(child)
+
+    def _level_of(self, name: str, child: int) -> _Level:
+        if _mount_id(child) != self.mount:
             raise InUse(
-                f"delete {self.path}: {self._shown(name)} is another file system or"
-                " subvolume; unmount or delete it first"
+                f"delete {self.path}: {self._shown(name)} is another file system; "
+                "unmount it first"
             )
-        os.close(self.here)
-        self.here = child
-        self.levels.append(_Level(name, found.st_ino))
+        return _Level.of(name, child)
+
+    def _destroyed(self, parent: int, level: _Level, child: int) -> bool:
+        # Delete a subvolume whole; one with others below it is made ready to be walked.
+        if level.subvolume is None:
+            return False
+        require_unmounted(self.path)  # the kernel would detach what is mounted below
+        try:
+            gone = btrfs.destroy_at(parent, level.name)
+        except PermissionError:
+            qgroups.lift_limit_at(parent, level.subvolume)
+            btrfs.allow_writes(child)
+            self._allow_changes(parent, child)
+            try:
+                gone = btrfs.destroy_at(parent, level.name)
+            except PermissionError as error:
+                raise InUse(
+                    f"delete {self.path}: subvolume {self._shown(level.name)} can't be "
+                    "deleted: it is the file system's default, is being sent, or has "
+                    "an active swap file; end that first"
+                ) from error
+        if gone:
+            qgroups.remove_at(parent, level.subvolume)
+            return True
+        # At its limit it has no room for the changes that deleting makes. They count
+        # for the subvolume whose descriptor is used: the one above has room by now.
+        qgroups.lift_limit_at(parent, level.subvolume)
+        btrfs.allow_writes(child)
+        return False
 
     def _remove_and_ascend(self) -> None:
         level = self.levels[-1]
         if len(self.levels) == 1:
             parent = self.above
         else:
+            above = self.levels[-2]
             parent = os.open("..", _DIRECTORY, dir_fd=self.here)
             found = os.fstat(parent)
-            if (found.st_dev, found.st_ino) != (self.device, self.levels[-2].inode):
+            if (found.st_dev, found.st_ino) != (above.device, above.inode):
                 os.close(parent)
                 raise InUse(f"delete {self.path}: {self._shown()} was moved meanwhile")
         child, self.here = self.here, parent
         self.levels.pop()
         try:
-            self._rmdir(parent, level.name, child)
+            if not self._destroyed(parent, level, child):
+                self._rmdir(parent, level.name, child)
         finally:
             os.close(child)
 
@@ -184,9 +257,7 @@ class _Walk:
         except FileNotFoundError:
             return
         except PermissionError:
-            attributes.allow_changes(child)
-            if self.levels:  # the directory above the tree is not ours to change
-                attributes.allow_changes(parent)
+            self._allow_changes(parent, child)
             os.rmdir(name, dir_fd=parent)
         except OSError as error:
             if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR}:
@@ -195,6 +266,11 @@ class _Walk:
                     " end them first"
                 ) from error
             raise
+
+    def _allow_changes(self, parent: int, child: int) -> None:
+        attributes.allow_changes(child)
+        if parent != self.above:  # the directory above the tree is not ours to change
+            attributes.allow_changes(parent)
 
     def _shown(self, *names: str) -> str:
         # Below the top, and short: the tree may be deeper than a log line is long.

@@ -159,3 +159,14 @@ def test_the_place_of_a_mount_is_the_directory_below_it(tmpfs: Path) -> None:
         bound.device,
         "/deep/a/b",
     )
+
+
+def test_a_file_system_is_shown_best_by_a_mount_of_its_root() -> None:
+    """Bind mounts of a part come after, however short; of equals the first counts."""
+    part = Mount(1, 0, "8:1", "/x", "/a", "rw", (), "xfs", "/dev/sda1")
+    whole = Mount(2, 0, "8:1", "/", "/long/path", "rw", (), "xfs", "/dev/sda1")
+    again = Mount(3, 0, "8:1", "/", "/long/path", "rw", (), "xfs", "/dev/sda1")
+    other = Mount(4, 0, "8:2", "/", "/b", "rw", (), "ext4", "/dev/sda2")
+    assert mountinfo.of_file_system("8:1", [part, other, whole, again]) is whole
+    assert mountinfo.of_file_system("8:1", [part, other]) is part
+    assert mountinfo.of_file_system("8:3", [part, other]) is None

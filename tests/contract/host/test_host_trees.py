@@ -176,6 +176,25 @@ def test_a_mount_that_comes_meanwhile(scratch: Path) -> None:
     assert (scratch / "top" / "a" / "kept").exists()
 
 
+def test_a_bind_mount_that_comes_meanwhile(scratch: Path) -> None:
+    """A directory of the same file system bound in after the start is not entered."""
+    (scratch / "top" / "a").mkdir(parents=True)
+    (scratch / "other").mkdir()
+    (scratch / "other" / "kept").touch()
+    mounted = False
+
+    def mount_now() -> bool:
+        nonlocal mounted
+        if not mounted:
+            run("mount", "--bind", scratch / "other", scratch / "top" / "a")
+            mounted = True
+        return False
+
+    with pytest.raises(InUse, match="a is another file system"):
+        trees.delete(str(scratch / "top"), stop=mount_now)
+    assert (scratch / "other" / "kept").exists()
+
+
 def test_stop_and_carry_on(scratch: Path) -> None:
     """Asked to stop it ends between two entries; the next call does the rest."""
     top = scratch / "top"
