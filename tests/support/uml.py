@@ -11,10 +11,12 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree as ET
 
 from support.require import require, require_root
 from support.wait import eventually
@@ -24,6 +26,7 @@ OUTPUT: Final = Path("/out")
 """Where a guest finds `Machine.output`: what it writes there is there at once."""
 
 _MEMORY: Final = "768M"
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 # The kernel's root is this machine's, by hostfs and read-only. An overlay makes it
 # writable: the kernel has all but overlayfs built in.
@@ -52,6 +55,8 @@ mkdir -p /dev/shm /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
 ln -sf /proc/self/fd /dev/fd
+mkdir -p /lib/modules
+mount --bind {modules} /lib/modules
 cd /
 """
 
@@ -145,3 +150,35 @@ class Machine:
     def _release(self) -> None:
         # A machine that was killed leaves its name taken.
         shutil.rmtree(self._folder / "machine", ignore_errors=True)
+
+
+def run_tests(
+    machine: Machine,
+    paths: Sequence[Path],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Run the test files ``paths`` in ``machine``, in one boot; return the outcomes.
+
+    They are those of the tests by ``module::name``: ``passed``, ``skipped``, or what
+    went wrong. The machine has powered off at return; ``seconds`` are its time. Fail
+    with all that it told when there are no outcomes.
+    """
+    report = machine.output / "junit.xml"
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+    words += [f"--junitxml={OUTPUT / report.name}", "-o", "junit_logging=no"]
+    words += [str(path) for path in paths]
+    variables = {"CI": "1", "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+    machine.start(f"cd {_REPOSITORY} && {shlex.join(words)}\n", variables)
+    machine.wait(seconds)
+    assert report.exists(), f"no test was run\n{machine.told()}"
+    outcomes = {}
+    for case in ET.parse(report).iter("testcase"):
+        module = case.get("classname", "").rpartition(".")[2]
+        wrong = [part for part in case if part.tag in {"failure", "error", "skipped"}]
+        outcomes[f"{module}::{case.get('name')}"] = (
+            f"{wrong[0].tag}: {wrong[0].text}" if wrong else "passed"
+        )
+    assert outcomes, f"no test was collected\n{machine.told()}"
+    return outcomes

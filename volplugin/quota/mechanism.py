@@ -44,10 +44,13 @@ class Mechanism(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def problem(self, directory: str) -> str | None:
+    def problem(self, directory: str, *, itself: bool = False) -> str | None:
         """Say why what lies in ``directory`` can't be limited this way; None if it can.
 
-        ``directory`` exists. No effect, and nothing is remembered: a remount shows at
+        With ``itself``, the directory is meant and not what lies in it; whether it is
+        free to be adopted is asked of `require_adoptable`.
+
+        It exists. No effect, and nothing is remembered: a remount shows at
         once. The text fits behind "project quota: ".
         """
 
