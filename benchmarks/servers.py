@@ -168,7 +168,8 @@ def _volplugin_command(home: Path) -> list[str]:
     configuration = home / "volplugin.toml"
     configuration.write_text(f'[backend.tmpfs]\ndriver = "tmpfs"\nroot = "{home}/t"\n')
     command = [sys.executable, "-m", "volplugin", "serve", f"--config={configuration}"]
-    return [*command, f"--root={home}/root", f"--socket={socket_of(home)}"]
+    command += [f"--root={home}/root", f"--socket={socket_of(home)}"]
+    return [*command, f"--admin-socket={home}/admin.sock"]
 
 
 def _fill_volplugin(kind: Kind, home: Path, volumes: int) -> None:

@@ -4,8 +4,10 @@ Engines take every failing Get for "no such volume" and forget what they knew of
 nothing here may fail for a volume that exists, whatever state its backend is in.
 """
 
+import asyncio
+import contextlib
 import datetime as dt
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -16,6 +18,9 @@ from volplugin.errors import NotFound, Unavailable, VolpluginError
 from volplugin.model import Mounts, State, Volume
 from volplugin.store import records
 from volplugin.store.store import Store
+from volplugin.usage import Usages
+
+_SLICE: Final = 100  # volumes looked at before other tasks have their turn
 
 
 def now() -> str:
@@ -34,6 +39,7 @@ class Catalog:
         self.store = store
         self.backends = backends
         self.boot_id = boot_id
+        self.usages = Usages(backends.all, self.specs)
         self._specs: dict[str, Spec] = {}
 
     def find(self, name: str) -> Volume | None:
@@ -66,7 +72,9 @@ class Catalog:
     def status(self, volume: Volume) -> dict[str, Any]:
         """Return what `docker volume inspect` shows as Status."""
         mounts = self.mounts(volume.name)
-        status: dict[str, Any] = {"driver": volume.driver, "backend": volume.backend}
+        status = self.usages.of(volume)  # what follows goes before it
+        status["driver"] = volume.driver
+        status["backend"] = volume.backend
         try:
             driver = self.backend(volume).driver
             attaches = driver.attaches(volume)
@@ -102,20 +110,42 @@ class Catalog:
         not know the stored options any more.
         """
         spec = self._specs.get(volume.id)
-        if spec is None or spec.volume.state is not volume.state:
+        if spec is None or spec.volume is not volume:  # a resize makes another
             driver = self.backend(volume).driver
             parsed: Any = options.parse(
                 driver.Options, volume.options, subject=f"driver {driver.name}"
             )
-            ready = attrs.evolve(volume, state=State.READY)
+            ready = attrs.evolve(volume, state=State.READY, pending={})
             spec = Spec(volume=volume, options=parsed, record=records.encode(ready))
             if volume.state is State.READY:
                 self._specs[volume.id] = spec
         return spec
 
+    async def specs(self, backend: str) -> list[Spec]:
+        """Return the volumes of this backend that are ready, as its driver gets them.
+
+        One whose stored options the driver does not know any more is left out. Other
+        tasks have their turn while options are parsed: thousands take their time.
+        """
+        volumes = self.store.volumes
+        found = []
+        for number, name in enumerate(list(volumes), 1):
+            volume = volumes.get(name)
+            if (
+                volume is not None
+                and volume.backend == backend
+                and volume.state is State.READY
+            ):
+                with contextlib.suppress(VolpluginError):
+                    found.append(self.spec(volume))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        return [spec for spec in found if volumes.get(spec.volume.name) is spec.volume]
+
     def forget(self, volume: Volume) -> None:
-        """Drop what was parsed of a volume that is gone."""
+        """Drop what was parsed and measured of a volume that is gone."""
         self._specs.pop(volume.id, None)
+        self.usages.forget(volume)
 
     def forget_parsed(self) -> None:
         """Parse all options anew: drivers may have been replaced."""

@@ -65,10 +65,12 @@ class Changes:
         name: str,
         change: Callable[[], Awaitable[T]],
         *,
-        limit: float,
+        limit: float | None,
         caller: Caller,
     ) -> T:
         """Run ``change`` under the lock of ``name`` and wait ``limit`` s for it.
+
+        ``limit`` None waits as long as it takes.
 
         After the limit the change goes on and `DeadlineExceeded` is raised; asked
         again, the same call queues behind it and finds its outcome. One that has not
@@ -92,8 +94,8 @@ class Changes:
         if not done:
             caller.left = True
             raise DeadlineExceeded(
-                f"still at it after {limit:g} s; it goes on, and the same call again "
-                f"waits for it"
+                f"still at it after {limit or 0:g} s; it goes on, and the same call "
+                f"again waits for it"
             )
         return task.result()
 

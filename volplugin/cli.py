@@ -1,6 +1,7 @@
-"""The command line: ``volplugin serve``, ``config``, ``recover``."""
+"""The command line: ``volplugin serve``, ``config``, ``recover``, ``volume``."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
@@ -12,12 +13,33 @@ from volplugin.config import Config, load, render
 from volplugin.errors import InvalidArgument, StoreCorrupt, VolpluginError
 
 EX_CONFIG: Final = 78  # sysexits.h: what systemd shows as "configuration error"
+INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell shows of Ctrl-C
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _finding(command: F) -> F:
+    """Add the options by which a client's command finds the server."""
+    for option in (
+        click.option(
+            "--admin-socket",
+            metavar="PATH",
+            help="Where operators' commands reach the server.  "
+            "[default: /run/volplugin/admin.sock]",
+        ),
+        click.option(
+            "--config",
+            "file",
+            metavar="FILE",
+            help="Read settings from FILE.  [default: /etc/volplugin/volplugin.toml]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _settings(command: F) -> F:
-    """Add the options by which every command finds its configuration."""
+    """Add the options by which every command of the host finds its configuration."""
     for option in (
         click.option("-q", "quiet", is_flag=True, help="Log warnings and errors only."),
         click.option("-v", "verbose", is_flag=True, help="Log more."),
@@ -39,15 +61,9 @@ def _settings(command: F) -> F:
             metavar="DIR",
             help="Where volumes and state are.  [default: /var/lib/volplugin]",
         ),
-        click.option(
-            "--config",
-            "file",
-            metavar="FILE",
-            help="Read settings from FILE.  [default: /etc/volplugin/volplugin.toml]",
-        ),
     ):
         command = option(command)
-    return command
+    return _finding(command)
 
 
 @click.group(
@@ -55,7 +71,7 @@ def _settings(command: F) -> F:
     epilog="Each setting is also a variable: VOLPLUGIN_CONFIG, VOLPLUGIN_ROOT, "
     "VOLPLUGIN_SOCKET (paths separated by commas), VOLPLUGIN_LOG_FORMAT, "
     "VOLPLUGIN_LOG_LEVEL, VOLPLUGIN_DEFAULT_BACKEND, "
-    "VOLPLUGIN_SWEEP_INTERVAL. Flags go before variables, "
+    "VOLPLUGIN_SWEEP_INTERVAL, VOLPLUGIN_ADMIN_SOCKET. Flags go before variables, "
     "variables before the file. Exit status 78 means a faulty configuration or a "
     "corrupt store.",
 )
@@ -123,15 +139,66 @@ def recover(**flags: Any) -> None:
     click.echo(f"{len(outcome.volumes)} volumes{kept}", err=True)
 
 
+@cli.group()
+def volume() -> None:
+    """Change volumes of the server that runs. For root alone."""
+
+
+@volume.command(
+    epilog="Online, that is while containers use the volume: a project quota and a "
+    "btrfs volume grow and shrink. A loop image grows; with ext4 it shrinks only "
+    "while no container has it, with XFS never. Nothing shrinks below what is in it. "
+    "No data is lost by any outcome, and the old limit stays if the new one can't be."
+)
+@click.argument("name")
+@click.argument("size", required=False)
+@click.option("--inodes", metavar="N", help="How many files it can hold, such as 1m.")
+@_finding
+def resize(name: str, size: str | None, inodes: str | None, **flags: Any) -> None:
+    """Give the volume NAME another size limit, another number of inodes, or both.
+
+    \b
+      volplugin volume resize db 20G
+      volplugin volume resize db 20G --inodes 1m
+      volplugin volume resize db --inodes 1m
+
+    SIZE is a number with K, M, G, T or P, as in `docker volume create -o size=SIZE`:
+    the whole size it gets, not what is added. The command ends when the change is
+    done, after minutes for a large image. Ctrl-C ends the command, not the change.
+    """  # noqa: D301  click's mark of lines to be left alone is the character
+    if size is None and inodes is None:
+        raise click.UsageError("nothing to change: give SIZE or --inodes, or both")
+    from volplugin.admin import client  # noqa: PLC0415
+
+    server = client.AdminClient(_load(flags).admin_socket)
+    try:
+        answer = server.resize(name, size=size, inodes=inodes)
+    except VolpluginError as error:
+        _fail(f"resize {name}: {error}", 1)
+    except KeyboardInterrupt:
+        _fail(
+            f"resize {name}: the server goes on with it, and logs its outcome",
+            INTERRUPTED,
+        )
+    asked = {"size": size, "inodes": inodes}
+    changes = (
+        f"{key} {answer.before.get(key, 'unset')} -> {answer.after.get(key, 'unset')}"
+        for key, value in asked.items()
+        if value is not None
+    )
+    click.echo(f"{answer.name}: {', '.join(changes)}")
+
+
 def _read(flags: dict[str, Any]) -> Config:
     given = {
-        "root": flags["root"],
-        "sockets": flags["sockets"] or None,
-        "log-format": flags["log_format"],
+        "root": flags.get("root"),
+        "sockets": flags.get("sockets") or None,
+        "admin-socket": flags["admin_socket"],
+        "log-format": flags.get("log_format"),
         "log-level": "debug"
-        if flags["verbose"]
+        if flags.get("verbose")
         else "warning"
-        if flags["quiet"]
+        if flags.get("quiet")
         else None,
     }
     return load(

@@ -36,6 +36,9 @@ _SCALARS: Final = (
     "log-format",
     "log-level",
     "sweep-interval",
+    "admin-socket",
+    "usage-interval",
+    "usage-marks",
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 # A backend keeps its things in ROOT/NAME, beside the lock, the store, and the broken
@@ -241,6 +244,11 @@ class _Loader:
                 f"{quote(wanted)}{nearest(wanted, self._backends)}; "
                 f"there are {', '.join(sorted(self._backends))}"
             )
+        if any(socket.path == config.admin_socket for socket in sockets):
+            self._faults.append(
+                f"admin-socket: {config.admin_socket} is a socket for engines too; "
+                f"give it a path of its own"
+            )
         if self._faults:
             raise InvalidArgument("\n".join(self._faults))
         return config
@@ -256,7 +264,10 @@ class _NoSettings:
 
 def render(config: Config) -> str:
     """Return the TOML text from which `load` makes the same configuration."""
-    lines = [toml.line(key, getattr(config, _attribute(key))) for key in _SCALARS]
+    top = attrs.asdict(config, recurse=False) | {
+        "usage_marks": ",".join(map(str, config.usage_marks))
+    }
+    lines = [toml.line(key, top[_attribute(key)]) for key in _SCALARS]
     lines += ["", "[timeouts]"]
     lines += [
         toml.line(key, value) for key, value in attrs.asdict(config.timeouts).items()

@@ -23,8 +23,10 @@ from volplugin.options import (
 from volplugin.parsers import quote
 
 DEFAULT_SOCKET: Final = "/run/docker/plugins/volplugin.sock"
+DEFAULT_ADMIN_SOCKET: Final = "/run/volplugin/admin.sock"
 
 _LONGEST_SOCKET: Final = 107  # bytes: unix(7)'s sun_path has 108, with the final NUL
+_PERCENT: Final = re.compile(r"[1-9][0-9]?|100")
 _ACCOUNT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
 
 
@@ -55,6 +57,19 @@ def _socket_path(given: str) -> str:
             f"a socket's path has at most {_LONGEST_SOCKET}"
         )
     return path
+
+
+def _marks(given: str) -> tuple[int, ...]:
+    marks = given.split(",") if given else []
+    if not all(_PERCENT.fullmatch(mark) for mark in marks):
+        raise InvalidArgument(
+            f"{quote(given)} is not a list of marks; give whole percents from 1 to 100 "
+            f"with commas between, such as 80,95, or nothing"
+        )
+    values = [int(mark) for mark in marks]
+    if values != sorted(set(values)):
+        raise InvalidArgument(f"{quote(given)} does not ascend; give each mark once")
+    return tuple(values)
 
 
 @attrs.frozen(kw_only=True)
@@ -148,6 +163,24 @@ class Config:
         parse=seconds,
         default=5.0,
         unit="seconds",
+    )
+    admin_socket: str = option(
+        help="where operators' commands reach the server; root alone may connect",
+        parse=_socket_path,
+        default=DEFAULT_ADMIN_SOCKET,
+        unit="path",
+    )
+    usage_interval: float = option(
+        help="between measurements of what volumes hold; at least 1 is waited",
+        parse=seconds,
+        default=60.0,
+        unit="seconds",
+    )
+    usage_marks: tuple[int, ...] = option(
+        help="how full a volume is when a warning is logged; empty for none",
+        parse=_marks,
+        default=(80, 95),
+        unit="percent",
     )
     sockets: tuple[SocketConfig, ...] = (SocketConfig(),)
     timeouts: Timeouts = Timeouts()

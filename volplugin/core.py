@@ -22,6 +22,7 @@ from volplugin.errors import AlreadyExists, InUse, InvalidArgument
 from volplugin.failpoints import hit
 from volplugin.logs import log
 from volplugin.model import State, Volume
+from volplugin.resizing import Resizer, require_room
 from volplugin.store.store import DropVolume, PutVolume
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Core:
     def __init__(self, catalog: Catalog, attachments: Attachments) -> None:
         self.catalog = catalog
         self.attachments = attachments
+        self.resizer = Resizer(catalog)
         self._store = catalog.store
         self._backends = catalog.backends
         self._choosing = asyncio.Lock()
@@ -72,17 +74,22 @@ class Core:
             mountpoint=plan.mountpoint,
             created_at=now(),
         )
+        spec = self.catalog.spec(volume)
+        await require_room(self.catalog, backend, spec)
         await self._write_intent(volume, plan)
         hit("core.create.intent")
         ready = attrs.evolve(volume, state=State.READY)
         try:
-            await backend.run(backend.driver.create, self.catalog.spec(volume))
+            await backend.run(backend.driver.create, spec)
             hit("core.create.driver")
             await self._store.commit(PutVolume(ready))
         except BaseException:
             await self._undo_quietly(volume)
             raise
         hit("core.create.commit")
+        self.catalog.usages.soon(backend.name)
+        if plan.chosen:
+            backend.purge_soon()  # a large tree may still have to be counted
         return True
 
     async def _write_intent(self, volume: Volume, plan: Plan) -> None:
@@ -196,6 +203,8 @@ class Core:
             await self.undo(volume)
         elif volume.state is State.REMOVING:
             await self.finish_removal(volume)
+        elif volume.pending:
+            await self.resizer.finish(volume)
 
     async def settle(self, name: str) -> None:
         """Finish what `unsettled` named, if it still is."""
@@ -205,6 +214,7 @@ class Core:
         await self.settle_unfinished(volume)
         if volume.state is not State.READY:
             return
+        volume = self._store.volumes[name]
         known = self.catalog.mounts(name)
         mounts = await self.attachments.without_left_behind(volume, known)
         if mounts != known or (mounts.attached and not mounts.holders):
@@ -212,5 +222,9 @@ class Core:
 
     def unsettled(self) -> list[str]:
         """Name the volumes that `VolumeManager.sweep` should look at again."""
-        names = [v.name for v in self._store.volumes.values() if v.state != State.READY]
+        names = [
+            volume.name
+            for volume in self._store.volumes.values()
+            if volume.state is not State.READY or volume.pending
+        ]
         return names + self.attachments.doubtful()

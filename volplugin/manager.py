@@ -95,6 +95,21 @@ class VolumeManager:
             name, lambda: self._core.remove(name), limit=limit, caller=caller
         )
 
+    async def resize(
+        self, name: str, changes: Mapping[str, str], caller: Caller
+    ) -> tuple[Volume, Volume]:
+        """Give the volume other limits; return it before and after.
+
+        As long as it takes: an operator waits, not an engine.
+        """
+        require_name(name)
+        return await self._changes.run(
+            name,
+            lambda: self._core.resizer.resize(name, changes),
+            limit=None,
+            caller=caller,
+        )
+
     async def mount(
         self, name: str, holder_id: str, client: Client, caller: Caller
     ) -> str:

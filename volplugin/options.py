@@ -17,11 +17,13 @@ from volplugin.errors import InvalidArgument, Unsupported, VolpluginError
 from volplugin.parsers import (
     absolute_path,
     boolean,
+    choice,
     count,
     identity,
     mode,
     path_list,
     quote,
+    ratio,
     seconds,
     size,
     text,
@@ -32,6 +34,7 @@ __all__ = [
     "Fault",
     "absolute_path",
     "boolean",
+    "choice",
     "count",
     "describe",
     "differences",
@@ -42,6 +45,7 @@ __all__ = [
     "parse",
     "parse_settings",
     "path_list",
+    "ratio",
     "read",
     "seconds",
     "size",
@@ -63,6 +67,7 @@ _LONGEST_WORD: Final = 64
 class _Declared:
     """What `option` notes about a field."""
 
+    name: str  # the user's, where the attribute can't have it
     help: str
     parse: Callable[[str], Any]
     shown: str
@@ -86,6 +91,7 @@ class Fault:
 def option(
     *,
     help: str,  # noqa: A002 - the word that the user types to see it
+    name: str = "",
     parse: Callable[[str], T],
     default: object,
     shown: str = "",
@@ -94,13 +100,16 @@ def option(
 ) -> Any:
     """Declare a field of an attrs class as an option; return the attrs field.
 
-    The user's name for it is the attribute's with ``-`` for ``_``. ``parse`` raises
+    The user's name for it is ``name``, or the attribute's with ``-`` for ``_``.
+    ``parse`` raises
     `InvalidArgument` with the value and what would be right, or `Unsupported`.
     ``format`` makes the user's text of a value, in the help and in `differences`
     (a mode: ``"{:04o}".format``); it is never given None, which reads as "unset".
     ``shown`` replaces the default's text in the help.
     """
-    declared = _Declared(help=help, parse=parse, shown=shown, unit=unit, format=format)
+    declared = _Declared(
+        name=name, help=help, parse=parse, shown=shown, unit=unit, format=format
+    )
     return attrs.field(default=default, metadata={_METADATA: declared})
 
 
@@ -131,7 +140,7 @@ def read(
     ``also`` are keys known elsewhere, that a misspelt one may have meant.
     """
     declared = dict(_declared(cls))
-    known = {_visible(name): name for name in declared}
+    known = {_visible(name, each): name for name, each in declared.items()}
     values: dict[str, Any] = {}
     faults: list[Fault] = []
     for key, value in raw.items():
@@ -157,7 +166,7 @@ def describe(cls: type[Any]) -> str:
         default = getattr(attrs.fields(cls), name).default
         shown = declared.shown or _show(declared, default)
         standing = "no default" if shown == _UNSET else f"default {shown}"
-        rows.append((_visible(name), declared.unit, standing, declared.help))
+        rows.append((_visible(name, declared), declared.unit, standing, declared.help))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -174,7 +183,7 @@ def differences(is_now: T, asked: T) -> list[str]:
         mine, theirs = getattr(is_now, name), getattr(asked, name)
         if mine != theirs:
             now, then = _show(declared, mine), _show(declared, theirs)
-            found.append(f"{_visible(name)} is {now}, asked for {then}")
+            found.append(f"{_visible(name, declared)} is {now}, asked for {then}")
     return found
 
 
@@ -237,8 +246,9 @@ def _make(cls: type[T], raw: Mapping[str, object], subject: str, noun: str) -> T
     ]
     message = "\n".join(lines)
     if any(fault.unknown for fault in faults):
-        names = ", ".join(_visible(name) for name in _declared(cls)) or f"no {noun}s"
-        message += f"{'; ' if len(lines) == 1 else chr(10)}{subject} takes {names}"
+        names = ", ".join(_visible(*each) for each in _declared(cls).items())
+        joint = "; " if len(lines) == 1 else "\n"
+        message += f"{joint}{subject} takes {names or f'no {noun}s'}"
     kind = Unsupported if all(f.unsupported for f in faults) else InvalidArgument
     raise kind(message)
 
@@ -251,8 +261,8 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
     }
 
 
-def _visible(name: str) -> str:
-    return name.replace("_", "-")
+def _visible(attribute: str, declared: _Declared) -> str:
+    return declared.name or attribute.replace("_", "-")
 
 
 def _plain(word: str) -> str:

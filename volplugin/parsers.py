@@ -16,6 +16,7 @@ from volplugin.errors import InvalidArgument
 
 _LARGEST_ID: Final = 2**32 - 2  # chown(2) takes -1, 2**32-1, for "leave as it is"
 _LONGEST_PATH: Final = 4095  # bytes: the kernel's PATH_MAX, 4096, counts the final NUL
+_LARGEST_RATIO: Final = 1000.0
 _LONGEST_WAIT: Final = 1e6  # seconds; Python's own waits overflow far above
 
 _TRUE: Final = frozenset({"", "true", "yes", "1", "on"})
@@ -131,6 +132,27 @@ def seconds(text: str) -> float:
             f"{quote(text)} is not a time; give seconds above 0, such as 5 or 0.5"
         )
     return value
+
+
+def ratio(text: str) -> float:
+    """Parse a ratio, above 0 and up to a thousand: ``1``, ``1.5``."""
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
+    if not 0 < value <= _LARGEST_RATIO:
+        raise InvalidArgument(
+            f"{quote(text)} is not a ratio; give a number above 0, such as 1 or 1.5"
+        )
+    return value
+
+
+def choice(*names: str) -> Callable[[str], str]:
+    """Make a parser that takes one of ``names``."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise InvalidArgument(f"{quote(text)} is none of {', '.join(names)}")
+        return text
+
+    return parse
 
 
 def _plain(path: str) -> str:

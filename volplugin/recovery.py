@@ -1,6 +1,8 @@
 """At start, before anyone asks: end what was under way, check all mounts."""
 
+import contextlib
 import logging
+from typing import Final
 
 import attrs
 
@@ -8,6 +10,7 @@ from volplugin import accounting
 from volplugin.backends import Backend
 from volplugin.core import Core
 from volplugin.discovery import volumes_on_disk
+from volplugin.drivers.driver import Verifies
 from volplugin.errors import StoreCorrupt, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo
@@ -17,6 +20,13 @@ from volplugin.store.database import REMEDY
 from volplugin.store.store import PutVolume
 
 logger = logging.getLogger(__name__)
+
+
+_OUTCOMES: Final = {
+    State.CREATING: "undone",
+    State.READY: "resize settled",
+    State.REMOVING: "removal finished",
+}
 
 
 async def recover(core: Core) -> None:
@@ -32,9 +42,11 @@ async def recover(core: Core) -> None:
     for backend in core.catalog.backends.all():
         await backend.run(backend.driver.open)
     for volume in list(store.volumes.values()):
-        if volume.state is not State.READY:
+        if volume.state is not State.READY or volume.pending:
             await _settle_unfinished(core, volume)
     await _take_over_unknown(core)
+    for backend in core.catalog.backends.all():
+        await _verify(core, backend)
     mounted: dict[str, list[mountinfo.Mount]] = {}
     for mount in mountinfo.read():
         mounted.setdefault(mount.mountpoint, []).append(mount)
@@ -43,6 +55,17 @@ async def recover(core: Core) -> None:
             await _check_mounts(core, volume, mounted.get(volume.mountpoint, []))
     for backend in core.catalog.backends.all():
         backend.start_purge()
+
+
+async def _verify(core: Core, backend: Backend) -> None:
+    if not isinstance(backend.driver, Verifies):
+        return
+    specs = []
+    for volume in core.catalog.store.volumes.values():
+        if volume.backend == backend.name:
+            with contextlib.suppress(VolpluginError):  # its Status tells
+                specs.append(core.catalog.spec(volume))
+    await backend.run(backend.driver.verify, specs)
 
 
 async def _take_over_unknown(core: Core) -> None:
@@ -89,7 +112,7 @@ async def _settle_unfinished(core: Core, volume: Volume) -> None:
         log(
             logger,
             logging.INFO,
-            "undone" if volume.state is State.CREATING else "removal finished",
+            _OUTCOMES[volume.state],
             volume=volume.name,
         )
 

@@ -1,33 +1,23 @@
-"""The HTTP server on plugin sockets: a request in, a verb called, an answer out."""
+"""The calls of plugin sockets: a request in, a verb called, an answer out."""
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import attrs
-from aiohttp import http_exceptions, web
+from aiohttp import web
 
 from volplugin import protocol
 from volplugin.changes import Caller
 from volplugin.errors import Code, VolpluginError
 from volplugin.host import processes
+from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, hang_up
 from volplugin.logs import log
 from volplugin.manager import NAME, NAME_LIMIT, VolumeManager
 from volplugin.model import Client
 from volplugin.sockets import Listener
 
 logger = logging.getLogger(__name__)
-http_logger = logging.getLogger("volplugin.http")  # aiohttp's own voice
-
-KEEP_ALIVE: Final = 7 * 24 * 3600.0
-"""Seconds. An engine keeps idle connections and must be the one to close them: were it
-us, its next call could cross the close and fail with EOF, and dockerd's retry after
-that has an empty body."""
-
-_TAKEN_IN: Final = 1.0  # seconds to accept who had connected at the end
-_WRITTEN: Final = 0.2  # seconds to write the last answers; idle connections wait too
 
 
 @attrs.frozen(eq=False)
@@ -80,73 +70,16 @@ class Server:
             "/VolumeDriver.List": _Verb(self._list, needs_body=False),
             "/VolumeDriver.Capabilities": _Verb(self._capabilities, needs_body=False),
         }
-        http_logger.addFilter(_without_clients_faults)
-        self._http = web.Server(
-            self._handle,
-            logger=http_logger,
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE,
-            tcp_keepalive=False,
-            auto_decompress=False,
-        )
-        self._listeners: Sequence[Listener] = ()
-        self._accepting: list[asyncio.AbstractServer] = []
-        self._live = 0
-        self._idle = asyncio.Event()
-        self._draining = False
+        self._http = HttpServer(self._answer)
         self._list_answer: tuple[int, bytes] = (-1, b"")
 
     async def listen(self, listeners: Sequence[Listener]) -> None:
         """Begin to accept on bound sockets; call it after recovery."""
-        loop = asyncio.get_running_loop()
-        self._listeners = listeners
-        for listener in listeners:
-            self._accepting.append(
-                await loop.create_server(self._http, sock=listener.socket, backlog=1024)
-            )
+        await self._http.listen(listeners)
 
     async def drain(self, limit: float) -> bool:
-        """Stop accepting, answer the live calls within ``limit`` s, close the rest.
-
-        The sockets are unlinked first: an engine that finds none waits for the next
-        server, for up to 15 s. Who is connected by then may have written a call, which
-        its retry would come without: all of them are still accepted. Return whether
-        all calls were answered.
-        """
-        self._draining = True
-        for listener in self._listeners:
-            listener.unlink()
-        await self._take_in()
-        for server in self._accepting:
-            server.close()
-        if not self._live:
-            self._idle.set()
-        try:
-            await asyncio.wait_for(self._idle.wait(), limit)
-        except TimeoutError:
-            return False
-        finally:
-            await self._http.shutdown(_WRITTEN)
-        return True
-
-    async def _take_in(self) -> None:
-        """Accept all who have connected, and begin to read what they wrote."""
-        end = time.monotonic() + _TAKEN_IN
-        while any(listener.has_waiting() for listener in self._listeners):
-            await asyncio.sleep(0)  # libuv accepts one of them in each turn
-            if time.monotonic() > end:  # out of descriptors
-                break
-        for _ in range(10):  # turns, and 50 ms for who is about to write
-            await asyncio.sleep(0.005)
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._live += 1
-        try:
-            return await self._answer(request)
-        finally:
-            self._live -= 1
-            if self._draining and not self._live:
-                self._idle.set()
+        """Do as `HttpServer.drain`."""
+        return await self._http.drain(limit)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path  # not `path`, which parses a URL; no call has a query
@@ -160,18 +93,15 @@ class Server:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _refused(413, f"the body has more than {protocol.BODY_LIMIT} bytes")
-        except (OSError, web.RequestPayloadError, http_exceptions.HttpProcessingError):
-            return _hang_up(request)  # it left, or sent no body that HTTP knows
+        except UNREADABLE:
+            return hang_up(request)
         body = body.strip()
         if verb.needs_body and not body:
             # dockerd retries a call whose answer it missed without the body. There is
             # no right answer: an error to Get would read as "no such volume".
             log(logger, logging.WARNING, "no body, no answer", op=operation)
-            return _hang_up(request)
-        response = await self._call(verb.handler, operation, request, body)
-        if self._draining:
-            response.force_close()
-        return response
+            return hang_up(request)
+        return await self._call(verb.handler, operation, request, body)
 
     async def _call(
         self,
@@ -181,40 +111,27 @@ class Server:
         body: bytes,
     ) -> web.Response:
         """Run one call, log its outcome, and turn an error into its answer."""
-        started = time.perf_counter()
-        name, outcome, level = "", "ok", logging.INFO
+        told = CallLog(logger, operation)
         try:
             message = protocol.decode(body) if body else {}
-            call = Call(message, request, Caller(lambda: _is_open(request)))
-            name = call.name
+            call = Call(message, request, caller_of(request))
+            told.volume = call.name
             response = _response(200, await handler(call))
         except protocol.NotJSON as error:
-            outcome, level = "not JSON", logging.WARNING
+            told.outcome, told.level = "not JSON", logging.WARNING
             response = _failed(400, str(error))
         except VolpluginError as error:
-            reason = "; ".join(str(error).splitlines())
-            outcome = f"{error.code.name.lower()}: {reason:.500}"
+            told.failed(error)
             # Engines ask Get for names that may not exist: that is no trouble.
-            quiet = error.code is Code.NOT_FOUND and operation == "Get"
-            level = logging.INFO if quiet else logging.WARNING
-            response = _failed(500, _sentence(operation, name, str(error)))
+            if error.code is Code.NOT_FOUND and operation == "Get":
+                told.level = logging.INFO
+            response = _failed(500, _sentence(operation, told.volume, str(error)))
         except Exception as error:
-            outcome, level = f"bug: {error!r}", logging.ERROR
+            told.failed(error)
             logger.exception("unexpected error in %s", operation)
-            response = _failed(
-                500,
-                _sentence(operation, name, f"internal error {error!r}; see the log"),
-            )
-        elapsed = round((time.perf_counter() - started) * 1e3, 2)
-        log(
-            logger,
-            level,
-            "call",
-            op=operation,
-            volume=name,
-            ms=elapsed,
-            outcome=outcome,
-        )
+            reason = f"internal error {error!r}; see the log"
+            response = _failed(500, _sentence(operation, told.volume, reason))
+        told.write()
         return response
 
     # Verbs
@@ -262,11 +179,6 @@ class Server:
         return answer
 
 
-def _is_open(request: web.BaseRequest) -> bool:
-    transport = request.transport
-    return transport is not None and not transport.is_closing()
-
-
 def _sentence(operation: str, name: str, message: str) -> str:
     subject = f" {name}" if NAME.fullmatch(name[:NAME_LIMIT]) else ""
     return f"{operation.lower()}{subject[: NAME_LIMIT + 1]}: {message}"
@@ -286,22 +198,3 @@ def _refused(status: int, message: str) -> web.Response:
     """Answer what is no call of the protocol."""
     log(logger, logging.WARNING, "refused", status=status, reason=message)
     return _failed(status, message)
-
-
-def _hang_up(request: web.BaseRequest) -> web.Response:
-    """Close the connection; the response returned finds it closed and is dropped."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()
-
-
-def _without_clients_faults(record: logging.LogRecord) -> bool:
-    """Tell in one line of what is no HTTP: a stack trace means a bug of ours."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, AssertionError):
-        return False  # aiohttp 3.8's, when a client has left before its call began
-    if isinstance(error, http_exceptions.HttpProcessingError):
-        record.exc_info, record.args = None, None
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg = "no HTTP: " + " ".join(error.message.split())
-    return True

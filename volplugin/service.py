@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import uvloop
 
 from volplugin import __version__, failpoints
+from volplugin.admin import server as admin
 from volplugin.attachments import Attachments
 from volplugin.backends import Backends
 from volplugin.catalog import Catalog
@@ -92,7 +93,9 @@ class _Service:
         self._core = Core(self._catalog, Attachments(self._catalog))
         self._manager = VolumeManager(self._core, config.timeouts)
         self._server = Server(self._manager)
+        self._admin = admin.AdminServer(self._manager)
         self._sweeping: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def run(self) -> bool:
         """Serve; return whether a driver call is stuck at the end."""
@@ -106,10 +109,13 @@ class _Service:
             await recover(self._core)
             # What was loaded stays: the collector need not look at it again and again.
             gc.freeze()
+            listeners.append(admin.listener(self._config.admin_socket))
             for socket in self._config.sockets:
                 listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
-            await self._server.listen(listeners)
+            await self._admin.listen(listeners[0])
+            await self._server.listen(listeners[1:])
             self._start_sweeping()
+            self._start_refreshing()
             log(
                 logger,
                 logging.INFO,
@@ -131,13 +137,27 @@ class _Service:
             self._manager.keep_sweeping(self._config.sweep_interval)
         )
 
+    def _start_refreshing(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        usages = self._catalog.usages
+        usages.marks = self._config.usage_marks
+        self._refreshing = asyncio.create_task(
+            usages.keep_refreshing(self._config.usage_interval)
+        )
+
     async def _shut_down(self, listeners: list[Listener]) -> bool:
         log(logger, logging.INFO, "stopping")
         limit = self._config.timeouts.drain
-        answered = await self._server.drain(limit)
+        answered = all(
+            await asyncio.gather(self._server.drain(limit), self._admin.drain(limit))
+        )
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         ended = await self._manager.drain(limit if answered else 0.1)
         closed = [await b.close(STUCK_LIMIT) for b in self._backends.all()]
         for listener in listeners:
@@ -150,16 +170,22 @@ class _Service:
         """Take over a changed configuration, or log why not and keep the old one."""
         try:
             config = self._reload()
-            if config.sockets != self._config.sockets:
+            kept = _sockets(self._config)
+            if _sockets(config) != kept:
                 log(logger, logging.WARNING, "changed sockets need a restart")
             self._backends.reconfigure(config)
         except VolpluginError as error:
             for line in str(error).splitlines():
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
             return
-        self._config = attrs.evolve(config, sockets=self._config.sockets)
+        self._config = attrs.evolve(config, **kept)
         self._manager.timeouts = config.timeouts
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)
         self._start_sweeping()
+        self._start_refreshing()
         log(logger, logging.INFO, "configuration reloaded")
+
+
+def _sockets(config: Config) -> dict[str, Any]:
+    return {"sockets": config.sockets, "admin_socket": config.admin_socket}

@@ -15,6 +15,8 @@ from support.require import require_root
 from volplugin import options
 from volplugin.drivers.driver import Driver, Plan, Purges, Spec
 from volplugin.drivers.local import Local, LocalConfig
+from volplugin.drivers.quota import Quota
+from volplugin.drivers.quota_options import QuotaConfig
 from volplugin.drivers.tmpfs import Tmpfs, TmpfsConfig
 from volplugin.host import mountinfo
 from volplugin.host.mountinfo import Mount
@@ -31,8 +33,8 @@ class Kind:
     """A driver with the options of its volumes.
 
     ``mount`` among the options stands for a directory that the user chooses; it
-    ``is_existing`` or not before. ``stages`` are the failpoints of a create in order.
-    ``is_kept`` says that the root stays when the volume is removed, ``adopts`` that a
+    ``is_existing`` or not before. ``disk`` is the kind of disk that it needs.
+    ``stages`` are the failpoints of a create in order. ``is_kept`` says that the root stays when the volume is removed, ``adopts`` that a
     directory with content is made a volume as it is.
     """
 
@@ -42,11 +44,15 @@ class Kind:
     is_existing: bool = False
     is_kept: bool = False
     adopts: bool = False
+    disk: str = ""
 
     def driver(self, place: Path) -> Driver:
         """Build the driver with its state in ``place``."""
-        if self.name.startswith("tmpfs"):
-            return Tmpfs(TmpfsConfig(root=f"{place}/mountpoints"), str(place))
+        match self.name.partition("-")[0]:
+            case "tmpfs":
+                return Tmpfs(TmpfsConfig(root=f"{place}/mountpoints"), str(place))
+            case "quota":
+                return Quota(QuotaConfig(), str(place))
         return Local(LocalConfig(), str(place))
 
 
@@ -54,12 +60,44 @@ _ADOPTED: Final = ("local.stage", "local.adopt", "local.mark")
 _GUARDED: Final = ("tmpfs.mountpoint", "tmpfs.guard")
 _SMALL: Final = {"size": "1m"}
 
-KINDS: Final = (
-    Kind(
-        name="local",
-        options={},
-        stages=("local.stage", "local.mark", "local.publish"),
-    ),
+_MADE: Final = ("local.stage", "local.limit", "local.mark", "local.publish")
+_IMAGE: Final = (
+    *("image.file", "image.mkfs", "image.mounted", "image.ready"),
+    *("quota.mountpoint", "quota.guard"),
+)
+
+
+def _in_place(disk: str) -> tuple[Kind, ...]:
+    """Return the kinds whose volumes are limited in place on such a disk."""
+    size = {"size": "16m"}
+    return (
+        Kind(name=f"local-{disk}", options=size, stages=_MADE, disk=disk),
+        Kind(
+            name=f"local-{disk}-new",
+            options={"mount": "new/deep", **size},
+            stages=_ADOPTED,
+            is_kept=True,
+            disk=disk,
+        ),
+        Kind(
+            name=f"local-{disk}-existing",
+            options={"mount": "existing", **size},
+            stages=_ADOPTED,
+            is_existing=True,
+            adopts=True,
+            disk=disk,
+        ),
+        Kind(
+            name=f"quota-{disk}",
+            options={"quota": disk, **size},
+            stages=_MADE,
+            disk=disk,
+        ),
+    )
+
+
+_ON_ANY_HOST: Final = (
+    Kind(name="local", options={}, stages=_MADE),
     Kind(
         name="local-new",
         options={"mount": "new/deep"},
@@ -82,7 +120,21 @@ KINDS: Final = (
         stages=_GUARDED,
         is_existing=True,
     ),
+    *(
+        Kind(
+            name=f"quota-loop-{fs}",
+            options={"quota": "loop", "fs": fs, "size": size},
+            stages=_IMAGE,
+        )
+        for fs, size in (("ext4", "16m"), ("xfs", "300m"))
+    ),
+    *_in_place("btrfs"),
 )
+
+PROJECT_DISK: Final = os.environ.get("VOLPLUGIN_TEST_PROJECT_DISK", "")
+"""A directory with project quota, in the machine that ``tests/kernel`` starts."""
+
+KINDS: Final = _in_place("project") if PROJECT_DISK else _ON_ANY_HOST
 
 
 @attrs.frozen
@@ -113,7 +165,12 @@ class Case:
             raw["mount"] = f"{self.folder}/{name}/{raw['mount']}"
             place = Path(raw["mount"])
             if self.kind.is_existing and not place.exists():
-                place.mkdir(parents=True)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if self.kind.disk == "btrfs":
+                    command = ["btrfs", "-q", "subvolume", "create", str(place)]
+                    subprocess.run(command, check=True)
+                else:
+                    place.mkdir()
                 place.chmod(0o750)
                 os.chown(place, 5, 6)
                 if self.kind.adopts:
@@ -204,7 +261,11 @@ def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         status = path.lstat()
-        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        content = b""
+        if path.suffix == ".img":  # a file system, whose times change with each mount
+            content = str(status.st_size).encode()
+        elif stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
         found[str(path)] = (
             oct(status.st_mode),
             status.st_uid,

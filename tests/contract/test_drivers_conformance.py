@@ -7,14 +7,18 @@ A new driver joins by its lines in `KINDS`. What only one driver does is tested 
 import contextlib
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterator
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from driver_cases import KINDS, Case, Kind, cleaned, snapshot
+from driver_cases import KINDS, PROJECT_DISK, Case, Kind, cleaned, snapshot
+from support.disks import disk
 
 from volplugin import failpoints
 from volplugin.drivers.driver import Discovers
@@ -23,6 +27,7 @@ from volplugin.model import State
 
 pytestmark = pytest.mark.root
 
+Folders = Callable[[Kind], Path]
 STAGES = [(kind, point) for kind in KINDS for point in kind.stages]
 
 
@@ -31,37 +36,56 @@ def named(kind: Kind) -> str:
     return kind.name
 
 
+@pytest.fixture(scope="module")
+def btrfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A btrfs with quotas on."""
+    folder = tmp_path_factory.mktemp("btrfs")
+    with disk(folder, "btrfs", 1 << 30) as mountpoint:
+        subprocess.run(["btrfs", "quota", "enable", mountpoint], check=True)
+        yield mountpoint
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that nothing stays mounted or immutable in."""
-    with cleaned(tmp_path):
-        yield tmp_path
+def folders(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Folders]:
+    """Where a driver of a kind can be: nothing stays mounted or immutable there."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind: Kind) -> Path:
+            folder = tmp_path
+            if kind.disk:
+                place = PROJECT_DISK or request.getfixturevalue("btrfs")
+                folder = Path(tempfile.mkdtemp(dir=place))
+                stack.callback(shutil.rmtree, folder)
+            stack.enter_context(cleaned(folder))
+            return folder
+
+        yield make
     failpoints.arm("")
 
 
 @pytest.fixture(params=KINDS, ids=named)
-def case(request: pytest.FixtureRequest, folder: Path) -> Case:
+def case(request: pytest.FixtureRequest, folders: Folders) -> Case:
     """A driver that is open and has made and removed a volume before."""
-    return Case.of(request.param, folder)
+    return Case.of(request.param, folders(request.param))
 
 
 @pytest.fixture(params=[k for k in KINDS if "mount" in k.options], ids=named)
-def chosen(request: pytest.FixtureRequest, folder: Path) -> Case:
+def chosen(request: pytest.FixtureRequest, folders: Folders) -> Case:
     """As `case`, where the user chooses the directory."""
-    return Case.of(request.param, folder)
+    return Case.of(request.param, folders(request.param))
 
 
 @pytest.fixture(params=[kind for kind in KINDS if kind.is_existing], ids=named)
-def existing(request: pytest.FixtureRequest, folder: Path) -> Case:
+def existing(request: pytest.FixtureRequest, folders: Folders) -> Case:
     """As `case`, where the user has the directory already."""
-    return Case.of(request.param, folder)
+    return Case.of(request.param, folders(request.param))
 
 
 @pytest.fixture(params=STAGES, ids=lambda stage: f"{stage[0].name}-{stage[1]}")
-def failing(request: pytest.FixtureRequest, folder: Path) -> tuple[Case, str]:
+def failing(request: pytest.FixtureRequest, folders: Folders) -> tuple[Case, str]:
     """A driver with one step of its create, as the setting that makes it fail."""
     kind, point = request.param
-    return Case.of(kind, folder), f"{point}=error:5*1"
+    return Case.of(kind, folders(kind)), f"{point}=error:5*1"
 
 
 def test_plan(case: Case) -> None:

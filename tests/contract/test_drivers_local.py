@@ -273,10 +273,18 @@ def test_existing_with_other_looks(folder: Path, key: str) -> None:
     assert f"leave {key} out" in refused(folder, raw, allow=None)
 
 
-def test_size() -> None:
-    """A size is refused until it can be kept."""
-    with pytest.raises(Unsupported, match="can't be limited"):
-        options.parse(LocalOptions, {"size": "1g"}, subject="driver local")
+def test_size_without_quotas(case: Case) -> None:
+    """A size is refused where nothing holds it, with what stands against each way."""
+    asked = options.parse(LocalOptions, {"size": "16m"}, subject="a test")
+    with pytest.raises(Unsupported, match=r"project: .*; btrfs: .*driver=quota"):
+        case.driver.plan("v", "id", asked)
+
+
+def test_quota_without_size(case: Case) -> None:
+    """A mechanism without a limit is a mistake."""
+    asked = options.parse(LocalOptions, {"quota": "project"}, subject="a test")
+    with pytest.raises(InvalidArgument, match="give size or inodes"):
+        case.driver.plan("v", "id", asked)
 
 
 def test_without_xattrs(folder: Path) -> None:

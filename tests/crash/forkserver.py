@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 # What `volplugin serve` and `recover` import, so that no child has to.
 from volplugin import cli, logs, rebuild, service
-from volplugin.drivers import local, tmpfs
+from volplugin.drivers import local, quota, tmpfs
 
-WARM = (logs, rebuild, service, local, tmpfs)
+WARM = (logs, rebuild, service, local, quota, tmpfs)
 
 
 def fork(

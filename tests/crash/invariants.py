@@ -13,6 +13,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
+from limited import (
+    check_image_size,
+    check_loop_devices,
+    check_qgroups,
+    image_of,
+)
 from rooms import ForkedPlugin
 from support.mounts import Mount
 from support.wait import eventually
@@ -30,6 +36,9 @@ class Expected:
 
     unsure: dict[str, Mapping[str, str]] = attrs.field(factory=dict)
     """Volumes whose create or remove was not answered."""
+
+    resizing: dict[str, str] = attrs.field(factory=dict)
+    """Volumes whose resize was not answered, with the size it asked for."""
 
     content: dict[str, str] = attrs.field(factory=dict)
     """What the file ``kept`` holds, of volumes that were written to."""
@@ -54,14 +63,20 @@ class _Seen:
     volumes: Mapping[str, Mapping[str, Any]]
     mounts: tuple[Mount, ...]
 
-    def of(self, plugin: ForkedPlugin, driver: str, *, chosen: bool) -> set[str]:
-        """Return the volumes of a driver, in its own place or where a user chose."""
-        places = {"local": str(plugin.root), "tmpfs": str(plugin.tmpfs)}
+    def of(self, backend: str) -> dict[str, Mapping[str, Any]]:
+        """Return the volumes of a backend."""
+        return {
+            name: volume
+            for name, volume in self.volumes.items()
+            if volume["Status"]["backend"] == backend
+        }
+
+    def below(self, backend: str, place: str) -> set[str]:
+        """Return the volumes of a backend that are below ``place``."""
         return {
             name
-            for name, volume in self.volumes.items()
-            if volume["Status"]["driver"] == driver
-            and volume["Mountpoint"].startswith(places[driver] + "/") is not chosen
+            for name, volume in self.of(backend).items()
+            if volume["Mountpoint"].startswith(place + "/")
         }
 
 
@@ -69,13 +84,15 @@ def check(plugin: ForkedPlugin, expected: Expected) -> None:
     """Assert every invariant; the server runs and nobody else uses it."""
     seen = _look(plugin)
     _check_promises(seen, expected)
+    _check_sizes(seen, expected)
     _check_disk(plugin, seen)
     _check_mount_table(plugin, seen, expected)
     _check_users_directories(plugin, seen, expected)
-    for name in seen.volumes:
-        _check_usable(plugin, name, expected)
+    for name, volume in seen.volumes.items():
+        _check_usable(plugin, volume, expected.content.get(name))
     after = _look(plugin)
-    assert {m.source for m in after.mounts} == {m.source for m in seen.mounts}
+    assert {m.mountpoint for m in after.mounts} == {m.mountpoint for m in seen.mounts}
+    _check_loop_devices(plugin, after)
 
 
 def check_nothing_left(plugin: ForkedPlugin, expected: Expected) -> None:
@@ -96,9 +113,18 @@ def _look(plugin: ForkedPlugin) -> _Seen:
         assert plugin.client.path(name) == listed[name]
         assert dt.datetime.fromisoformat(volume["CreatedAt"]).tzinfo is not None
         assert "error" not in volume["Status"], volume
-    ours = tuple(m for m in plugin.host.mounts() if m.source.startswith(SOURCE))
-    below = str(plugin.folder) + "/"
-    return _Seen(volumes, tuple(m for m in ours if m.mountpoint.startswith(below)))
+    below = f"{plugin.folder}/"
+    ours = tuple(m for m in plugin.host.mounts() if m.mountpoint.startswith(below))
+    # Of images any mount, be it in a place that no volume has.
+    images = f"{plugin.root}/quota/"
+    return _Seen(
+        volumes,
+        tuple(
+            mount
+            for mount in ours
+            if mount.source.startswith(SOURCE) or mount.mountpoint.startswith(images)
+        ),
+    )
 
 
 def _check_promises(seen: _Seen, expected: Expected) -> None:
@@ -109,61 +135,135 @@ def _check_promises(seen: _Seen, expected: Expected) -> None:
     assert not surplus, f"removed, or never made, and there: {surplus}"
 
 
+def _check_sizes(seen: _Seen, expected: Expected) -> None:
+    """A volume has the size that was told, before or after a resize cut short."""
+    asked = {**expected.present, **expected.unsure}
+    for name, volume in seen.volumes.items():
+        if "size" in asked[name]:
+            possible = {asked[name]["size"], expected.resizing.get(name)}
+            assert volume["Status"]["size"].lower() in possible, volume
+
+
 def _check_disk(plugin: ForkedPlugin, seen: _Seen) -> None:
     """Each volume has its directory and marker with its record, nothing else does."""
     root = str(plugin.root)
-    assert _entries(plugin, root) <= {"lock", "store", "local", "tmpfs"} | {
+    backends = {"local", "tmpfs", "quota"}
+    assert _entries(plugin, root) <= {"lock", "store"} | backends | {
         entry for entry in _entries(plugin, root) if entry.startswith("store.broken-")
     }
-    local = f"{root}/local"
-    folders = {"volumes", "staging", "trash", "adopted"}
-    assert _entries(plugin, local) <= folders
-    assert _entries(plugin, f"{local}/staging") == set()
-    eventually(
-        lambda: not _entries(plugin, f"{local}/trash"),
-        "the trash is emptied",
-        seconds=5,
-    )
+    for backend, place in (("local", f"{root}/local"), ("fast", str(plugin.fast))):
+        _check_directories(plugin, seen, backend, place)
+    _check_images(plugin, seen)
+    in_memory = set(seen.of("tmpfs"))
     assert _entries(plugin, f"{root}/tmpfs") <= {"adopted"}
-    own, adopted = (seen.of(plugin, "local", chosen=chosen) for chosen in (False, True))
-    in_memory = seen.of(plugin, "tmpfs", chosen=False)
-    all_in_memory = in_memory | seen.of(plugin, "tmpfs", chosen=True)
-    assert _entries(plugin, f"{local}/volumes") == own
-    assert _entries(plugin, f"{local}/adopted") == adopted
-    assert _entries(plugin, f"{root}/tmpfs/adopted") == all_in_memory
-    assert _entries(plugin, str(plugin.tmpfs)) == in_memory
+    assert _entries(plugin, f"{root}/tmpfs/adopted") == in_memory
+    assert _entries(plugin, str(plugin.tmpfs)) == seen.below("tmpfs", str(plugin.tmpfs))
+    _check_notes(plugin, f"{root}/tmpfs/adopted", seen.of("tmpfs"))
     for name, volume in seen.volumes.items():
         record = _record(plugin, volume["Mountpoint"])
         assert record is not None, f"{name} has no record"
-        assert record["name"] == name
-        assert record["mountpoint"] == volume["Mountpoint"]
-        assert record["created_at"] == volume["CreatedAt"]
-        assert record["state"] == "ready"
-        if name not in own:
-            driver = volume["Status"]["driver"]
-            assert _record(plugin, f"{root}/{driver}/adopted/{name}") == record
+        _check_record(record, volume)
     ids = [_id(plugin, volume) for volume in seen.volumes.values()]
     assert len(set(ids)) == len(ids)
+    check_qgroups(plugin, seen.of("fast"))
+
+
+def _check_directories(
+    plugin: ForkedPlugin, seen: _Seen, backend: str, place: str
+) -> None:
+    folders = {"volumes", "staging", "trash", "adopted"}
+    assert _entries(plugin, place) <= folders
+    _check_no_rest(plugin, place)
+    own = seen.below(backend, place)
+    chosen = {n: v for n, v in seen.of(backend).items() if n not in own}
+    assert _entries(plugin, f"{place}/volumes") == own
+    assert _entries(plugin, f"{place}/adopted") == set(chosen)
+    _check_notes(plugin, f"{place}/adopted", chosen)
+    for name, volume in seen.of(backend).items():
+        record = _record(plugin, volume["Mountpoint"])
+        assert record is not None, f"{name} has no record"
+        _check_recorded_size(record, volume)
+
+
+def _check_images(plugin: ForkedPlugin, seen: _Seen) -> None:
+    """Each volume has its image, with the record as of today, and its mountpoint."""
+    place, volumes = f"{plugin.root}/quota", seen.of("quota")
+    assert _entries(plugin, place) == {"volumes", "staging", "trash", "images"}
+    _check_no_rest(plugin, place)
+    assert _entries(plugin, f"{place}/volumes") == set(volumes)
+    ids = {name: _id(plugin, volume) for name, volume in volumes.items()}
+    images = {f"{volume_id}.img" for volume_id in ids.values()}
+    assert _entries(plugin, f"{place}/images") == images
+    for name, volume in volumes.items():
+        image = image_of(plugin, ids[name])
+        record = _record(plugin, str(image))
+        assert record is not None, f"{image} has no record"
+        assert record["id"] == ids[name]
+        _check_record(record, volume)
+        _check_recorded_size(record, volume)
+    _check_loop_devices(plugin, seen)
+
+
+def _check_loop_devices(plugin: ForkedPlugin, seen: _Seen) -> None:
+    mounted = {mount.mountpoint for mount in seen.mounts}
+    attached = {
+        _id(plugin, volume)
+        for volume in seen.of("quota").values()
+        if volume["Mountpoint"] in mounted
+    }
+    check_loop_devices(plugin, attached)
+
+
+def _check_no_rest(plugin: ForkedPlugin, place: str) -> None:
+    assert _entries(plugin, f"{place}/staging") == set()
+    eventually(
+        lambda: not _entries(plugin, f"{place}/trash"),
+        f"the trash of {place} is emptied",
+        seconds=5,
+    )
+
+
+def _check_notes(
+    plugin: ForkedPlugin, folder: str, volumes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for name, volume in volumes.items():
+        record = _record(plugin, f"{folder}/{name}")
+        assert record == _record(plugin, volume["Mountpoint"])
+
+
+def _check_record(record: Mapping[str, Any], volume: Mapping[str, Any]) -> None:
+    assert record["name"] == volume["Name"]
+    assert record["mountpoint"] == volume["Mountpoint"]
+    assert record["created_at"] == volume["CreatedAt"]
+    assert record["state"] == "ready"
+    assert not record.get("pending")
+
+
+def _check_recorded_size(record: Mapping[str, Any], volume: Mapping[str, Any]) -> None:
+    shown = volume["Status"].get("size")
+    assert record["options"].get("size") == (shown and shown.lower()), volume
 
 
 def _check_mount_table(plugin: ForkedPlugin, seen: _Seen, expected: Expected) -> None:
-    """A tmpfs is mounted where someone holds it, once, and nowhere else."""
-    ids = {_id(plugin, volume): name for name, volume in seen.volumes.items()}
-    mounted = [ids.get(mount.source.removeprefix(SOURCE)) for mount in seen.mounts]
+    """What is mounted for a volume is so where someone holds it, once, nowhere else."""
+    by_place = {volume["Mountpoint"]: name for name, volume in seen.volumes.items()}
+    mounted = [by_place.get(mount.mountpoint) for mount in seen.mounts]
     assert None not in mounted, f"a mount of no volume: {seen.mounts}"
     assert len(set(mounted)) == len(mounted), f"mounted twice: {seen.mounts}"
+    for mount in seen.mounts:
+        if mount.source.startswith(SOURCE):
+            volume = seen.volumes[by_place[mount.mountpoint]]
+            assert mount.source == SOURCE + _id(plugin, volume)
     for name, volume in seen.volumes.items():
         status, path = volume["Status"], volume["Mountpoint"]
         answered = expected.held.get(name, set())
         if name not in expected.unsure_held:
             assert holders(volume) == answered, f"{name} is held by others"
-        if status["driver"] != "tmpfs":
+        if status["driver"] not in {"tmpfs", "quota"}:
             continue
         assert status["attached"] is (name in mounted), f"{name}: {status}"
         assert (status["mounts"] > 0) is (name in mounted), f"{name}: {status}"
-        if name in mounted:
-            assert path in {mount.mountpoint for mount in seen.mounts}
-        else:
+        if name not in mounted:
             place = plugin.host.path(path)
             assert stat.S_IMODE(place.stat().st_mode) == 0, f"{path} is not guarded"
             assert _entries(plugin, path) == set()
@@ -189,18 +289,24 @@ def _check_users_directories(
             assert not plugin.host.path(path).exists(), f"{path} was left"
 
 
-def _check_usable(plugin: ForkedPlugin, name: str, expected: Expected) -> None:
+def _check_usable(
+    plugin: ForkedPlugin, volume: Mapping[str, Any], content: str | None
+) -> None:
     """A volume can be mounted, holds what was written, and can be written to."""
+    name = volume["Name"]
     path = plugin.client.mount(name, "check")
     try:
         assert path == plugin.client.path(name)
         place = plugin.host.path(path)
         assert place.is_dir()
-        if name in expected.content:
-            assert (place / "kept").read_text() == expected.content[name], name
+        if content is not None:
+            assert (place / "kept").read_text() == content, name
         (place / "probe").write_text("probe")
         assert (place / "probe").read_text() == "probe"
         (place / "probe").unlink()
+        if volume["Status"]["backend"] == "quota":
+            image = image_of(plugin, _id(plugin, volume))
+            check_image_size(plugin, volume, image)
     finally:
         plugin.client.unmount(name, "check")
 

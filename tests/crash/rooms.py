@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from support.host import Host
 from support.plugin import Plugin, plugin_environment
+from support.require import require
 
 SCRIPT: Final = Path(__file__).with_name("forkserver.py")
 
@@ -57,7 +58,7 @@ class Child:
 
 
 class Room:
-    """A host of its own with a fork server in it."""
+    """A host of its own with a fork server in it, and a btrfs that has quotas on."""
 
     def __init__(self) -> None:
         self.host = Host()
@@ -71,6 +72,20 @@ class Room:
             text=True,
             env=plugin_environment(),
         )
+        self.btrfs = self._mount_btrfs()
+
+    def _mount_btrfs(self) -> Path:
+        require("mkfs.btrfs")
+        require("btrfs")
+        image, disk = self.host.folder / "btrfs.img", self.host.folder / "btrfs"
+        disk.mkdir()
+        with image.open("wb") as file:
+            file.truncate(512 << 20)
+        self.host.run("mkfs.btrfs", "-q", image)
+        self.host.run("mount", "-o", "loop", image, disk)
+        self.host.run("btrfs", "quota", "enable", disk)
+        self.host.run("btrfs", "quota", "rescan", "-w", disk)
+        return disk
 
     def ask(self, order: Mapping[str, Any]) -> int | None:
         """Give the fork server an order and return its answer."""
@@ -107,6 +122,11 @@ class Room:
         self._forks.stdin.close()
         self._forks.stdout.close()
         self._forks.wait(10)
+        self.host.run("umount", self.btrfs)  # the loop device goes with it
+        # Of a failed test: mountpoints that are immutable, beside its sockets, which
+        # let chattr exit with 1.
+        chattr = ["chattr", "-R", "-f", "-i", self.host.folder]
+        subprocess.run(chattr, check=False)
         self.host.close()
 
 
@@ -121,17 +141,31 @@ def opened() -> Iterator[Room]:
 
 
 class ForkedPlugin(Plugin):
-    """A `Plugin` in a room, with its tmpfs volumes below its own folder."""
+    """A `Plugin` in a room, with its tmpfs volumes below its own folder.
+
+    Its backend ``fast`` has directories on the room's btrfs, in a folder of its own.
+    """
 
     def __init__(self, room: Room, folder: Path, *, config: str = "") -> None:
         self.folder = folder
         self.host = room.host
         self.tmpfs = folder / "tmpfs"
+        self.disk = room.btrfs
+        self.on_btrfs = room.btrfs / folder.name
+        room.host.path(self.on_btrfs).mkdir()
+        self.fast = self.on_btrfs / "fast"
         super().__init__(
             folder,
             host=room.host,
             socket=folder / "plugin.sock",
-            config=f'{config}\n[backend.tmpfs]\nroot = "{self.tmpfs}"\n',
+            config=f"""
+                {config}
+                [backend.tmpfs]
+                root = "{self.tmpfs}"
+                [backend.fast]
+                driver = "local"
+                root = "{self.fast}"
+            """,
         )
         self._room = room
         room.host.logs[:] = [self._log]  # what is shown of a test that fails

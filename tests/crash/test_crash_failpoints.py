@@ -19,7 +19,13 @@ KILLED = -signal.SIGKILL
 LOCAL = tuple(kind for kind in KINDS if kind.startswith("local"))
 BOTH = ("local", "tmpfs")
 CHOSEN = ("local-new", "local-existing")
+ADOPTED = ("fast-new", "fast-existing")
 TMPFS = tuple(kind for kind in KINDS if kind.startswith("tmpfs"))
+IMAGES = ("quota", "quota-xfs")
+# The sizes to resize to. An image of ext4 can be made smaller where nobody holds it;
+# to make it larger takes CAP_SYS_RESOURCE, and is taken back without.
+SIZES = {"quota": "12m", "quota-xfs": "340m", "fast": "24m", "fast-existing": "8m"}
+LARGER = "24m"
 
 
 @attrs.frozen
@@ -66,6 +72,27 @@ SCENARIOS = [
     *_all("remove", ("local",), "local.trash", "local.purge", "store.write"),
     *_all("remove", CHOSEN, "local.release"),
     *_all("remove", TMPFS, "tmpfs.unguard"),
+    # Volumes with a limit, and another one.
+    *_all("create", ("quota",), "image.file", "image.mkfs", "image.mounted"),
+    *_all("create", ("quota",), "image.ready", "quota.mountpoint", "quota.guard"),
+    *_all("create", ("quota-xfs",), "image.mounted"),
+    *_all("mount", ("quota",), "quota.attach", "image.attach", "image.attached"),
+    *_all("mount", ("quota",), "core.attach.driver", "core.attach.commit"),
+    *_all("mount", IMAGES, "quota.mounted"),
+    *_all("unmount", ("quota",), "quota.detach", "core.detach.driver"),
+    *_all("remove", ("quota",), "quota.unguard", "quota.trash"),
+    *_all("create", ("fast",), "local.stage", "local.limit", "local.publish"),
+    *_all("create", ADOPTED, "local.stage", "local.adopt"),
+    *_all("remove", ("fast",), "local.trash", "local.forget", "local.purge"),
+    *_all("remove", ADOPTED, "local.limit"),
+    *_all("remove", ("fast-existing",), "local.release"),
+    *_all("resize", ("quota", "fast"), "core.resize.intent", "core.resize.commit"),
+    *_all("resize", tuple(SIZES), "core.resize.driver"),
+    *_all("resize", ("quota",), "image.shrunk", "store.write"),
+    *_all("resize", ("quota-xfs",), "image.resize"),
+    *_all("resize-held", ("quota-xfs",), "image.resize", "core.resize.driver"),
+    *_all("enlarge", ("quota",), "core.resize.intent", "image.resize"),
+    *_all("enlarge-held", ("quota",), "image.resize"),
     # Death in the recovery from a death.
     *[
         s
@@ -90,6 +117,17 @@ SCENARIOS = [
     *_again("remove", "local", "core.remove.intent", "local.trash", "store.write"),
     *_again("remove", "local", "local.trash", "local.purge"),
     *_again("remove", "tmpfs", "core.remove.intent", "tmpfs.unguard"),
+    *_again("create", "quota", "image.mounted", "quota.detach", "quota.unguard"),
+    *_again("create", "quota", "quota.guard", "quota.trash"),
+    *_again("create", "fast", "local.limit", "local.purge"),
+    *_again("mount", "quota", "quota.mounted", "quota.detach", "core.detach.driver"),
+    *_again("remove", "quota", "core.remove.intent", "quota.trash"),
+    *_again("remove", "fast", "local.trash", "local.forget"),
+    *_again("resize", "quota", "core.resize.intent", "image.shrunk"),
+    *_again("resize", "quota", "image.shrunk", "core.recover.resize", "store.write"),
+    *_again("resize", "fast", "core.resize.intent", "core.recover.resize"),
+    *_again("resize-held", "quota-xfs", "core.resize.intent", "image.resize"),
+    *_again("enlarge", "quota", "image.resize", "core.recover.resize"),
 ]
 RECOVER = ("recover.aside", "recover.rebuild")
 
@@ -134,10 +172,11 @@ def test_death(world: World, scenario: Scenario) -> None:
     plugin = world.plugin
     options = world.options(scenario.kind, "victim")
     prepare(world, scenario.verb, options)
+    size = LARGER if "enlarge" in scenario.verb else SIZES.get(scenario.kind, "")
     plugin.kill()
     plugin.start(failpoints=f"{scenario.first or scenario.point}=kill")
     with contextlib.suppress(Died):
-        drive(world, scenario.verb, options)
+        drive(world, scenario.verb, options, size)
     assert plugin.wait() == KILLED
     if scenario.first is not None:
         plugin.start(failpoints=f"{scenario.point}=kill", wait=False)
@@ -147,6 +186,9 @@ def test_death(world: World, scenario: Scenario) -> None:
     if scenario.verb == "create":
         world.create("victim", options)
         world.check()
+    elif "resize" in scenario.verb:
+        world.resize("victim", size)
+        world.check()
     world.destroy()
 
 
@@ -155,15 +197,16 @@ def prepare(world: World, verb: str, options: dict[str, str]) -> None:
     if verb == "create":
         return
     world.create("victim", options)
-    if verb in {"unmount", "remove"}:
-        path = world.mount("victim", "id")
-        if "kept" not in world.expected.content:
-            world.write("victim", path, "the victim's")
-    if verb == "remove":
+    if verb == "mount":
+        return
+    path = world.mount("victim", "id")
+    if "kept" not in world.expected.content:
+        world.write("victim", path, "the victim's")
+    if verb in {"remove", "resize", "enlarge"}:
         world.unmount("victim", "id")
 
 
-def drive(world: World, verb: str, options: dict[str, str]) -> None:
+def drive(world: World, verb: str, options: dict[str, str], size: str) -> None:
     """Ask for ``verb``, which the server does not outlive."""
     if verb == "create":
         world.create("victim", options)
@@ -171,8 +214,10 @@ def drive(world: World, verb: str, options: dict[str, str]) -> None:
         world.mount("victim", "id")
     elif verb == "unmount":
         world.unmount("victim", "id")
-    else:
+    elif verb == "remove":
         world.remove("victim")
+    else:
+        world.resize("victim", size)
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["healthy", "broken"])

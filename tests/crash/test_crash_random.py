@@ -1,13 +1,16 @@
 """Random work from several clients, and SIGKILL at any moment of it."""
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from rooms import ForkedPlugin, Room, opened
 from worlds import KINDS, Died, World
+
+from volplugin.errors import Unsupported
 
 pytestmark = pytest.mark.root
 
@@ -76,6 +79,11 @@ def step(world: World, chance: random.Random, name: str) -> None:
         world.create(name, world.options(kind, name))
         return
     held = expected.held.get(name, set())
+    sizes = sizes_for(expected.present[name], held=bool(held))
+    if sizes and chance.random() < 0.3:
+        with contextlib.suppress(Unsupported):  # ext4 grows by CAP_SYS_RESOURCE alone
+            world.resize(name, chance.choice(sizes))
+        return
     if held and chance.random() < 0.6:
         world.unmount(name, chance.choice(sorted(held)))
     elif held or chance.random() < 0.6:
@@ -85,3 +93,11 @@ def step(world: World, chance: random.Random, name: str) -> None:
             world.write(name, path, f"written by {mount_id}")
     else:
         world.remove(name)
+
+
+def sizes_for(options: Mapping[str, str], *, held: bool) -> Sequence[str]:
+    """Return the sizes that a volume may be given; none where it has no limit."""
+    driver = options.get("driver")
+    if driver == "quota" and held:  # it would have to be unmounted to be made smaller
+        return ("24m",)
+    return ("12m", "16m", "24m") if driver in {"quota", "fast"} else ()

@@ -9,14 +9,42 @@ import attrs
 from invariants import Expected, check, check_nothing_left, holders
 from rooms import ForkedPlugin
 
-KINDS: Final = (
-    "local",
-    "local-new",
-    "local-existing",
-    "tmpfs",
-    "tmpfs-new",
-    "tmpfs-existing",
-)
+from volplugin.admin.client import AdminClient
+from volplugin.errors import Unavailable, VolpluginError
+
+
+@attrs.frozen
+class _Kind:
+    """A kind of volume: its options, and whether its directory is a user's."""
+
+    options: Mapping[str, str] = attrs.field(factory=dict)
+    chosen: str = ""  # "new", or "existing"
+
+    @property
+    def driver(self) -> str:
+        """The driver or backend."""
+        return self.options.get("driver", "local")
+
+
+_TMPFS: Final = {"driver": "tmpfs", "size": "1m"}
+_IMAGE: Final = {"driver": "quota", "quota": "loop"}
+_FAST: Final = {"driver": "fast", "size": "16m"}  # limited by btrfs
+
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "local": _Kind(),
+    "local-new": _Kind(chosen="new"),
+    "local-existing": _Kind(chosen="existing"),
+    "tmpfs": _Kind(_TMPFS),
+    "tmpfs-new": _Kind(_TMPFS, "new"),
+    "tmpfs-existing": _Kind(_TMPFS, "existing"),
+    "quota": _Kind({**_IMAGE, "size": "16m"}),
+    "fast": _Kind(_FAST),
+    "fast-new": _Kind(_FAST, "new"),
+    "fast-existing": _Kind(_FAST, "existing"),
+    # Slow, as its least size is 300 MB; but it can grow without CAP_SYS_RESOURCE.
+    "quota-xfs": _Kind({**_IMAGE, "fs": "xfs", "size": "300m"}),
+}
+KINDS: Final = tuple(kind for kind in _KINDS if kind != "quota-xfs")
 
 
 class Died(Exception):
@@ -32,24 +60,32 @@ class World:
 
     def options(self, kind: str, name: str) -> dict[str, str]:
         """Return the options of a volume of ``kind``, its directory made if need be."""
-        driver, _, where = kind.partition("-")
-        chosen = {"size": "1m"} if driver == "tmpfs" else {}
-        if driver != "local":
-            chosen["driver"] = driver
-        if where:
-            chosen["mount"] = f"{self.plugin.folder}/{where}/{kind}-{name}"
-        if where == "existing":
+        found = _KINDS[kind]
+        chosen = dict(found.options)
+        if found.chosen:
+            plugin = self.plugin
+            folder = plugin.on_btrfs if found.driver == "fast" else plugin.folder
+            chosen["mount"] = f"{folder}/{found.chosen}/{kind}-{name}"
+        if found.chosen == "existing":
             path = self.plugin.host.path(chosen["mount"])
             if not path.exists():
-                path.mkdir(parents=True)
-                path.chmod(0o750)
-                os.chown(path, 5, 6)
-                if driver == "local":
-                    (path / "kept").write_text("the user's")
+                self._make_users(found, chosen["mount"])
             self.expected.users[chosen["mount"]] = (0o750, 5, 6)
-            if driver == "local":
+            if found.driver != "tmpfs":
                 self.expected.content[name] = (path / "kept").read_text()
         return chosen
+
+    def _make_users(self, kind: _Kind, inside: str) -> None:
+        path = self.plugin.host.path(inside)
+        path.parent.mkdir(exist_ok=True)
+        if kind.driver == "fast":
+            self.plugin.host.run("btrfs", "subvolume", "create", inside)
+        else:
+            path.mkdir()
+        path.chmod(0o750)
+        os.chown(path, 5, 6)
+        if kind.driver != "tmpfs":
+            (path / "kept").write_text("the user's")
 
     def create(self, name: str, options: Mapping[str, str]) -> None:
         """Create a volume."""
@@ -72,6 +108,21 @@ class World:
         self._ask(lambda: self.plugin.client.remove(name))
         del expected.unsure[name]
         expected.content.pop(name, None)
+
+    def resize(self, name: str, size: str) -> None:
+        """Give a volume another size; one that is refused stays as it was."""
+        expected = self.expected
+        expected.resizing[name] = size
+        socket = self.plugin.host.path(self.plugin.admin_socket)
+        try:
+            AdminClient(str(socket)).resize(name, size=size)
+        except Unavailable as error:
+            raise Died from error
+        except VolpluginError:
+            del expected.resizing[name]
+            raise
+        expected.present[name] = {**expected.present[name], "size": size}
+        del expected.resizing[name]
 
     def mount(self, name: str, mount_id: str) -> str:
         """Mount a volume."""
@@ -119,6 +170,10 @@ class World:
                 expected.content.pop(name, None)
                 expected.held.pop(name, None)
         expected.unsure.clear()
+        for name in expected.resizing:
+            size = self.plugin.client.get(name)["Status"]["size"].lower()
+            expected.present[name] = {**expected.present[name], "size": size}
+        expected.resizing.clear()
         for name in expected.unsure_held & set(names):
             expected.held[name] = holders(self.plugin.client.get(name))
         expected.unsure_held.clear()

@@ -65,6 +65,7 @@ class World:
         config.write_text(CONFIG.format(folder=folder))
         command = [sys.executable, "-m", "volplugin", "serve", "--config", str(config)]
         command += ["--root", str(self.root), "--socket", str(self.client.socket)]
+        command += ["--admin-socket", "/run/volplugin-admin.sock"]
         with (OUTPUT / "server.log").open("ab") as log:
             self.server = subprocess.Popen(command, stderr=log)
 

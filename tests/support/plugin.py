@@ -61,6 +61,7 @@ class Plugin:
         self._host = host
         self._log = folder / "plugin.log"
         self._log.touch()
+        self.admin_socket = folder / "admin.sock"
         self.socket = socket or (DOCKER_SOCKET if host else folder / "plugin.sock")
         self.client = Client(host.path(self.socket) if host else self.socket)
         self._arguments = arguments
@@ -69,7 +70,13 @@ class Plugin:
     def command(self, *words: str) -> list[str]:
         """Return a command line of volplugin with this server's settings."""
         command = [*words, "--config", str(self.config), "--root", str(self.root)]
+        command += ["--admin-socket", str(self.admin_socket)]
         return [sys.executable, "-m", "volplugin", *command]
+
+    def resize(self, *words: str) -> list[str]:
+        """Return a command line that resizes a volume of this server."""
+        command = [sys.executable, "-m", "volplugin", "volume", "resize", *words]
+        return [*command, "--admin-socket", str(self.admin_socket)]
 
     def start(
         self,
@@ -148,6 +155,7 @@ class Plugin:
         status = self.process.wait(30)
         assert status == 0, f"exit status {status}:\n{self.log}"
         assert not self.client.socket.exists(), "it left its socket"
+        assert not self.admin_socket.exists(), "it left its admin socket"
 
     def wait(self, seconds: float = 20) -> int:
         """Wait for the server's end and return its exit status."""

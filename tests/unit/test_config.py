@@ -113,6 +113,9 @@ def test_defaults(loaded: Load) -> None:
         log_format="text",
         log_level="info",
         sweep_interval=5.0,
+        admin_socket="/run/volplugin/admin.sock",
+        usage_interval=60.0,
+        usage_marks=(80, 95),
         timeouts=Timeouts(
             create=110.0, mount=110.0, other=50.0, podman=4.5, drain=30.0
         ),
@@ -129,6 +132,9 @@ def test_a_whole_file(loaded: Load) -> None:
         log-format = "json"
         log-level = "debug"
         sweep-interval = 1
+        admin-socket = "/run/a.sock"
+        usage-interval = 7.5
+        usage-marks = "50,90,100"
         [timeouts]
         create = 20.5
         podman = "4"
@@ -153,6 +159,9 @@ def test_a_whole_file(loaded: Load) -> None:
         log_format="json",
         log_level="debug",
         sweep_interval=1.0,
+        admin_socket="/run/a.sock",
+        usage_interval=7.5,
+        usage_marks=(50, 90, 100),
         timeouts=Timeouts(create=20.5, podman=4.0),
         sockets=(
             SocketConfig(
@@ -184,6 +193,9 @@ def test_flags_go_before_variables_before_the_file(loaded: Load) -> None:
             "VOLPLUGIN_LOG_FORMAT": "text",
             "VOLPLUGIN_SWEEP_INTERVAL": "2.5",
             "VOLPLUGIN_DEFAULT_BACKEND": "tmpfs",
+            "VOLPLUGIN_ADMIN_SOCKET": "/run/variable",
+            "VOLPLUGIN_USAGE_INTERVAL": "30",
+            "VOLPLUGIN_USAGE_MARKS": "90",
             "PATH": "/bin",
         },
         root="/flag",
@@ -196,6 +208,9 @@ def test_flags_go_before_variables_before_the_file(loaded: Load) -> None:
         log_level="error",
         sweep_interval=2.5,
         default_backend="tmpfs",
+        admin_socket="/run/variable",
+        usage_interval=30.0,
+        usage_marks=(90,),
         backends=BUILT_IN,
     )
 
@@ -380,6 +395,24 @@ def test_all_faults_are_told_at_once(faults: Callable[..., list[str]]) -> None:
         ("[backend.store]\ndriver = 'local'", "FILE: backend.store: this name is"),
         ("[backend.lock]\ndriver = 'local'", "FILE: backend.lock: this name is"),
         ("[backend.storeroom]\ndriver = 'local'", None),
+        (
+            "admin-socket = 'admin.sock'",
+            "FILE: admin-socket: 'admin.sock' is not an absolute path; begin with /",
+        ),
+        (
+            "admin-socket = '/a'\n[socket.b]\npath = '/a/'",
+            "admin-socket: /a is a socket for engines too; give it a path of its own",
+        ),
+        ("usage-marks = ''", None),
+        ("usage-marks = 90", None),
+        ("usage-marks = '1,100'", None),
+        *(
+            (f"usage-marks = '{wrong}'", f"FILE: usage-marks: '{wrong}' is not a list")
+            for wrong in ["0", "101", "80%", "080", "80, 95", "80,", ",", "-1", "1.5"]
+        ),
+        ("usage-marks = '95,80'", "FILE: usage-marks: '95,80' does not ascend"),
+        ("usage-marks = '80,80'", "FILE: usage-marks: '80,80' does not ascend"),
+        ("usage-interval = 0", "FILE: usage-interval: '0' is not a time"),
         ("default-backend = 'ssd'", "FILE: default-backend: there is no backend 'ssd'"),
     ],
 )
@@ -474,6 +507,9 @@ def configurations(draw: st.DrawFn) -> Config:
         log_format=draw(st.sampled_from(["text", "json"])),
         log_level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
         sweep_interval=draw(times),
+        admin_socket=draw(paths.map("/admin{}".format)),
+        usage_interval=draw(times),
+        usage_marks=draw(st.sets(st.integers(1, 100)).map(sorted).map(tuple)),
         sockets=tuple(
             draw(st.lists(sockets, min_size=1, max_size=3, unique_by=lambda s: s.path))
         ),
@@ -528,6 +564,9 @@ default-backend = "local"
 log-format = "text"
 log-level = "info"
 sweep-interval = 5.0
+admin-socket = "/run/volplugin/admin.sock"
+usage-interval = 60.0
+usage-marks = "80,95"
 
 [timeouts]
 create = 110.0

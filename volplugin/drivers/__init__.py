@@ -13,6 +13,7 @@ from volplugin.options import nearest
 
 _MODULES: Final = {
     "local": ("volplugin.drivers.local", "Local"),
+    "quota": ("volplugin.drivers.quota", "Quota"),
     "tmpfs": ("volplugin.drivers.tmpfs", "Tmpfs"),
 }
 

@@ -10,8 +10,20 @@ from volplugin.host import attributes
 def owner(path: str) -> tuple[str, str] | None:
     """Return name and id of the volume that ``path`` is the root of, if it says so."""
     record = attributes.read_record(path)
-    if record is None:
-        return None
+    return None if record is None else _named(record)
+
+
+def name_in(record: bytes) -> str:
+    """Return the name in a record."""
+    return _named(record)[0]
+
+
+def id_in(record: bytes) -> str:
+    """Return the id in a record, "" if it can't be read."""
+    return _named(record)[1]
+
+
+def _named(record: bytes) -> tuple[str, str]:
     try:
         fields = json.loads(record)
         return str(fields["name"]), str(fields["id"])

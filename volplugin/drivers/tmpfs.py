@@ -12,16 +12,16 @@ from typing import Any
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import ownership
+from volplugin.drivers import mountpoints, ownership
 from volplugin.drivers.directories import allow_option, require_allowed
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.markers import Markers
-from volplugin.errors import AlreadyExists, InUse, InvalidArgument, Unavailable
+from volplugin.errors import InvalidArgument, Unavailable
 from volplugin.failpoints import hit
 from volplugin.host import attributes, guard, mountinfo, mounts, paths
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
-from volplugin.model import State, Volume
+from volplugin.model import Volume
 from volplugin.sizes import format_size
 
 
@@ -139,7 +139,7 @@ class Tmpfs(Driver):
             return
         if spec.options.mount is None:
             paths.make_directories(self._root, 0o711)
-            self._require_no_leftover(path)
+            mountpoints.require_free(path)
             paths.make_directory(path, 0o700)
         else:
             paths.make_directories(path, 0o755)
@@ -150,72 +150,26 @@ class Tmpfs(Driver):
         guard.guard(path)
         hit("tmpfs.guard")
 
-    def _require_no_leftover(self, path: str) -> None:
-        """Refuse a directory in our root that is not ours, unless it is empty."""
-        found = ownership.owner(path)
-        if found is not None or (paths.identity(path) and os.listdir(path)):
-            raise AlreadyExists(
-                f"{path} exists but no volume of that name is known: run `volplugin "
-                f"recover` to take it over, or move it away"
-            )
-
     def remove(self, spec: Spec) -> None:
-        volume, path = spec.volume, spec.volume.mountpoint
+        facts = spec.volume.facts
         self.detach(spec)
-        if ownership.is_of(spec, path) is False:
-            # Another volume's: ours was refused this place while it was being made.
-            if volume.state is State.CREATING:
-                return
-            raise AlreadyExists(f"{path} is the mountpoint of another volume")
-        if paths.identity(path) is not None:
-            self._take_mountpoint_back(spec)
-        hit("tmpfs.unguard")
-        self._markers.drop(volume.name)
-
-    def _take_mountpoint_back(self, spec: Spec) -> None:
-        path, facts = spec.volume.mountpoint, spec.volume.facts
-        other = mountinfo.at(path, mountinfo.read())
-        if other is not None or os.listdir(path):
-            if spec.volume.state is State.CREATING:
-                # Not ours, as we only ever leave it empty: it came after the plan.
-                if ownership.is_of(spec, path):
-                    attributes.clear_record(path)
-                return
-            raise InUse(
-                f"{path} holds files that were written while nothing was mounted "
-                f"there: move them away and remove the volume again"
-                if other is None
-                else f"{path} has a {other.kind} of {other.source!r} mounted on it, "
-                f"which is not this volume: unmount it"
-            )
-        guard.unguard(path)
-        attributes.clear_record(path)
-        if "mode" in facts:
-            os.chmod(path, int(facts["mode"], 8))
+        if mountpoints.is_of_another(spec):
             return
-        made = facts.get("made", "").split(":") if "made" in facts else [path]
-        for directory in reversed(made):
-            if directory and paths.identity(directory) and not os.listdir(directory):
-                paths.remove_directory(directory)
+        made = [spec.volume.mountpoint]
+        if "made" in facts:
+            made = facts["made"].split(":")
+        mode = int(facts["mode"], 8) if "mode" in facts else None
+        mountpoints.take_back(spec, made, mode)
+        hit("tmpfs.unguard")
+        self._markers.drop(spec.volume.name)
 
     def attach(self, spec: Spec) -> None:
         volume, path = spec.volume, spec.volume.mountpoint
         table = mountinfo.read()
         if self.is_attached(volume, table):
             return
-        other = mountinfo.at(path, table)
-        if other is not None:
-            raise Unavailable(
-                f"{path} has a {other.kind} of {other.source!r} mounted on it, which "
-                f"is not this volume: unmount it"
-            )
-        if paths.identity(path) is None:
+        if not mountpoints.require_ready(spec, table):
             self.create(spec)  # where the root itself is in memory, a boot empties it
-        elif ownership.is_of(spec, path) is False:
-            raise Unavailable(
-                f"{path} is the directory of another volume; look at `getfattr -n "
-                f"trusted.volplugin {path}` and move it away"
-            )
         hit("tmpfs.attach")
         options = spec.options
         data = f"size={options.size},mode={options.mode:o}"

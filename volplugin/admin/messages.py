@@ -1,0 +1,124 @@
+"""The admin socket's messages: values to JSON and back, and errors by their codes.
+
+A call is ``POST /admin/v1/VERB`` with a request as a JSON object; the answer is one
+too: with status 200 what the verb answers, with any other a `Failure`. An object with
+a key that its class does not have is refused: an option must not be lost between a
+newer client and an older server.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import attrs
+import cattrs
+from cattrs.errors import ForbiddenExtraKeysError
+
+from volplugin import protocol
+from volplugin.errors import Internal, InvalidArgument, VolpluginError
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
+
+CONTENT_TYPE: Final = "application/json"
+PREFIX: Final = "/admin/v1/"
+RESIZE: Final = f"{PREFIX}resize"
+
+
+def _is_text(_: Any, field: "attrs.Attribute[str]", value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{field.name} must be a string, not {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can name half a character
+        raise InvalidArgument(f"{field.name} is not valid UTF-8: {value!r}") from error
+
+
+def _are_texts(
+    _: Any, field: "attrs.Attribute[Mapping[str, str]]", value: object
+) -> None:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(text, str) for item in value.items() for text in item
+    ):
+        raise InvalidArgument(f"{field.name} must hold strings, not {value!r:.80}")
+
+
+def _text(*, optional: bool = False) -> Any:
+    if optional:
+        return attrs.field(default=None, validator=attrs.validators.optional(_is_text))
+    return attrs.field(validator=_is_text)
+
+
+@attrs.frozen(kw_only=True)
+class ResizeRequest:
+    """Give the volume ``name`` new limits, in the words of ``docker volume create -o``.
+
+    One that is None stays as it is.
+    """
+
+    name: str = _text()
+    size: str | None = _text(optional=True)
+    inodes: str | None = _text(optional=True)
+
+    def changes(self) -> Mapping[str, str]:
+        """Return the options that are asked for; raise `InvalidArgument` for none."""
+        asked = {"size": self.size, "inodes": self.inodes}
+        found = {key: value for key, value in asked.items() if value is not None}
+        if not found:
+            raise InvalidArgument("nothing to change: give a size or inodes, or both")
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class ResizeAnswer:
+    """The volume ``name`` with its options as they were and as they are now."""
+
+    name: str = _text()
+    before: Mapping[str, str] = attrs.field(validator=_are_texts)
+    after: Mapping[str, str] = attrs.field(validator=_are_texts)
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why a call failed; ``code`` is the name of a `volplugin.errors.Code`."""
+
+    code: str = _text()
+    message: str = _text()
+
+    @classmethod
+    def of(cls, error: VolpluginError) -> "Failure":
+        """Return what is told of ``error``."""
+        return cls(code=error.code.name, message=str(error))
+
+    def error(self) -> VolpluginError:
+        """Return the error again; a code that is not known here is `Internal`."""
+        return _KINDS.get(self.code, Internal)(self.message)
+
+
+_KINDS: Final = {kind.code.name: kind for kind in VolpluginError.__subclasses__()}
+
+_converter: Final = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+# cattrs would make texts of numbers; the classes' own validators refuse them.
+_converter.register_structure_hook(str, lambda value, _: value)
+_converter.register_structure_hook_func(
+    lambda kind: kind == Mapping[str, str], lambda value, _: value
+)
+
+
+def encode(message: attrs.AttrsInstance) -> bytes:
+    """Write ``message`` as JSON; what is None is left out."""
+    found = attrs.asdict(message, filter=lambda _, value: value is not None)
+    return json.dumps(found, separators=(",", ":")).encode()
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Read what `encode` wrote; raise `InvalidArgument` that says what is wrong."""
+    try:
+        return _converter.structure(protocol.decode(body), kind)
+    except protocol.NotJSON as error:
+        raise InvalidArgument(str(error)) from error
+    except ForbiddenExtraKeysError as error:
+        unknown = ", ".join(f"{key!r:.40}" for key in sorted(error.extra_fields)[:5])
+        taken = ", ".join(field.name for field in attrs.fields(kind))
+        raise InvalidArgument(f"unknown key {unknown}; it takes {taken}") from error
+    except KeyError as error:
+        raise InvalidArgument(f"{error.args[0]} is missing") from error

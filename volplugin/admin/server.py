@@ -1,0 +1,135 @@
+"""The server's side of the admin socket: a message in, a verb called, an answer out."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import attrs
+from aiohttp import web
+
+from volplugin import protocol
+from volplugin.admin import messages
+from volplugin.admin.messages import Failure, ResizeAnswer, ResizeRequest
+from volplugin.changes import Caller
+from volplugin.config import SocketConfig
+from volplugin.errors import (
+    Internal,
+    InvalidArgument,
+    Unsupported,
+    VolpluginError,
+)
+from volplugin.host import paths
+from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, hang_up
+from volplugin.logs import log
+from volplugin.manager import VolumeManager
+from volplugin.sockets import Listener, bind
+
+logger = logging.getLogger(__name__)
+
+MODE: Final = 0o600  # whoever may connect can change any volume: root alone
+
+
+@attrs.frozen
+class _Verb:
+    operation: str
+    request: type[ResizeRequest]
+    handler: Callable[[Any, Caller], Awaitable[attrs.AttrsInstance]]
+
+
+def listener(path: str) -> Listener:
+    """Bind the admin socket, for root alone, as `sockets.bind` does.
+
+    Directories that are missing are made, for root alone too. One that is there keeps
+    its mode: the socket's own is enough.
+    """
+    paths.make_directories(os.path.dirname(path), 0o700)
+    return bind(SocketConfig(path=path, mode=MODE, owner=0, group=0))
+
+
+class AdminServer:
+    """Answers operators' calls on the admin socket."""
+
+    def __init__(self, manager: VolumeManager) -> None:
+        self._manager = manager
+        self._verbs: Mapping[str, _Verb] = {
+            messages.RESIZE: _Verb("Resize", ResizeRequest, self._resize),
+        }
+        self._http = HttpServer(self._answer)
+
+    async def listen(self, listening: Listener) -> None:
+        """Begin to accept on the bound socket; call it after recovery."""
+        await self._http.listen([listening])
+
+    async def drain(self, limit: float) -> bool:
+        """Do as `HttpServer.drain`."""
+        return await self._http.drain(limit)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.raw_path
+        verb = self._verbs.get(path)
+        if verb is None:
+            return _refused(404, Unsupported(f"there is no call {path!r:.100}"))
+        if request.method != "POST":
+            reason = f"{path} takes POST, not {request.method:.20}"
+            return _refused(405, InvalidArgument(reason))
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            reason = f"the body has more than {protocol.BODY_LIMIT} bytes"
+            return _refused(413, InvalidArgument(reason))
+        except UNREADABLE:
+            return hang_up(request)
+        try:
+            message = messages.decode(body, verb.request)
+        except InvalidArgument as error:
+            return _refused(400, error)
+        return await self._call(verb, message, caller_of(request))
+
+    async def _call(
+        self, verb: _Verb, message: ResizeRequest, caller: Caller
+    ) -> web.Response:
+        """Run one call, log its outcome, and turn an error into its answer."""
+        told = CallLog(logger, verb.operation)
+        told.volume = message.name
+        try:
+            response = _response(200, await verb.handler(message, caller))
+        except VolpluginError as error:
+            told.failed(error)
+            response = _failed(500, error)
+        except Exception as error:
+            told.failed(error)
+            logger.exception("unexpected error in %s", verb.operation)
+            response = _failed(500, Internal(f"internal error {error!r}; see the log"))
+        if not caller.is_waiting():
+            told.outcome += " (its caller left meanwhile)"
+        told.write()
+        return response
+
+    # Verbs
+
+    async def _resize(self, request: ResizeRequest, caller: Caller) -> ResizeAnswer:
+        before, after = await self._manager.resize(
+            request.name, request.changes(), caller
+        )
+        return ResizeAnswer(
+            name=after.name, before=dict(before.options), after=dict(after.options)
+        )
+
+
+def _response(status: int, message: attrs.AttrsInstance) -> web.Response:
+    return web.Response(
+        status=status,
+        body=messages.encode(message),
+        headers={"Content-Type": messages.CONTENT_TYPE},
+    )
+
+
+def _failed(status: int, error: VolpluginError) -> web.Response:
+    return _response(status, Failure.of(error))
+
+
+def _refused(status: int, error: VolpluginError) -> web.Response:
+    """Answer what is no call."""
+    log(logger, logging.WARNING, "refused", status=status, reason=str(error))
+    return _failed(status, error)

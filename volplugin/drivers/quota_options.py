@@ -1,0 +1,124 @@
+"""What users and operators can say of the driver ``quota``."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from volplugin import options as declare
+from volplugin.drivers import limits
+from volplugin.quota.ids import IdRange
+from volplugin.sizes import format_size
+
+LOOP: Final = "loop"
+"""The mechanism of a volume that is an image."""
+
+
+def _mkfs(
+    name: str, of_what: str, minimum: int, maximum: int, shown: str = "mkfs's own"
+) -> Any:
+    return declare.option(
+        name=f"mkfs.{name}",
+        help=f"bytes of {of_what} of a loop image",
+        parse=declare.size(minimum=minimum, maximum=maximum),
+        default=None,
+        shown=shown,
+        unit="bytes",
+        format=format_size,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class QuotaOptions:
+    """What a user can say of one volume."""
+
+    size: int | None = declare.option(
+        help="how much it can hold; must be given",
+        parse=declare.size(),
+        default=None,
+        unit="bytes",
+        format=format_size,
+    )
+    inodes: int | None = limits.inodes_option()
+    quota: str | None = declare.option(
+        help="what limits it: project, btrfs or loop",
+        parse=declare.choice("project", "btrfs", LOOP),
+        default=None,
+        shown="the first that works",
+        unit="name",
+    )
+    fs: str | None = declare.option(
+        help="file system of a loop image: ext4 or xfs",
+        parse=declare.choice("ext4", "xfs"),
+        default=None,
+        shown="ext4",
+        unit="name",
+    )
+    prealloc: bool = declare.option(
+        help="take a loop image's space on the disk at once",
+        parse=declare.boolean,
+        default=False,
+        unit="true, false",
+    )
+    uid: int = declare.option(
+        help="owner of the volume's root",
+        parse=declare.identity,
+        default=0,
+        unit="user id",
+    )
+    gid: int = declare.option(
+        help="group of the volume's root",
+        parse=declare.identity,
+        default=0,
+        unit="group id",
+    )
+    mode: int = declare.option(
+        help="permissions of the volume's root",
+        parse=declare.mode,
+        default=0o755,
+        unit="octal",
+        format="{:04o}".format,
+    )
+    mkfs_block_size: int | None = _mkfs("block-size", "a block", 1024, 65536, "4K")
+    mkfs_inode_size: int | None = _mkfs(
+        "inode-size", "an inode", 128, 2048, "256, xfs 512"
+    )
+    mkfs_inode_ratio: int | None = _mkfs(
+        "inode-ratio", "space to an inode (ext4)", 1024, 64 << 20
+    )
+    mkfs_journal_size: int | None = _mkfs(
+        "journal-size", "the journal", 1 << 20, 2 << 30
+    )
+
+    @property
+    def mkfs(self) -> Mapping[str, str]:
+        """What is asked of mkfs, by name without ``mkfs.``."""
+        asked = {
+            "block-size": self.mkfs_block_size,
+            "inode-size": self.mkfs_inode_size,
+            "inode-ratio": self.mkfs_inode_ratio,
+            "journal-size": self.mkfs_journal_size,
+        }
+        return {key: str(value) for key, value in asked.items() if value is not None}
+
+    @property
+    def for_images(self) -> list[str]:
+        """The options given that only a loop image has."""
+        given = [f"mkfs.{key}" for key in self.mkfs]
+        given += ["fs"] if self.fs is not None else []
+        return given + (["prealloc"] if self.prealloc else [])
+
+
+@attrs.frozen(kw_only=True)
+class QuotaConfig:
+    """What an operator can say of the backend."""
+
+    root: str | None = declare.option(
+        help="where the volumes are",
+        parse=declare.absolute_path,
+        default=None,
+        shown="BACKEND below the root",
+        unit="path",
+    )
+    project_ids: IdRange = limits.ids_setting()
+    overcommit: float | None = limits.overcommit_setting()
