@@ -148,10 +148,11 @@ class Backends:
         roots = [root for backend in self.all() for root in backend.driver.roots()]
         return [self.root, *roots]
 
-    def reconfigure(self, config: Config) -> None:
+    async def reconfigure(self, config: Config) -> None:
         """Take over settings, new backends and the default of a new configuration.
 
-        Raise `InvalidArgument` and change nothing for what needs a restart.
+        Raise `InvalidArgument` and change nothing for what needs a restart. Not to be
+        called while an earlier call runs.
         """
         built = build(config)
         faults = []
@@ -165,7 +166,7 @@ class Backends:
         if faults:
             raise InvalidArgument("\n".join(faults))
         for driver in built.values():
-            driver.open()
+            await asyncio.to_thread(driver.open)
         for name, driver in built.items():
             if name in self._by_name:
                 self._by_name[name].driver = driver

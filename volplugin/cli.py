@@ -110,8 +110,18 @@ def serve(**flags: Any) -> None:
 @cli.command()
 @_settings
 def config(**flags: Any) -> None:
-    """Print the configuration in effect, from all its sources, as TOML."""
-    click.echo(render(_load(flags)), nl=False)
+    """Print the configuration in effect, from all its sources, as TOML.
+
+    Comments at the end say, for each backend, what holds the size of its volumes.
+    """
+    from volplugin.backends import build  # noqa: PLC0415
+    from volplugin.drivers.driver import TellsLimits  # noqa: PLC0415
+
+    loaded = _load(flags)
+    click.echo(render(loaded))
+    for name, driver in build(loaded).items():
+        if isinstance(driver, TellsLimits):
+            click.echo(f"# backend {name}: limits by {driver.limited_by()}")
 
 
 @cli.command()

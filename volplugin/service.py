@@ -96,6 +96,7 @@ class _Service:
         self._admin = admin.AdminServer(self._manager)
         self._sweeping: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._taking_over: asyncio.Task[None] | None = None
 
     async def run(self) -> bool:
         """Serve; return whether a driver call is stuck at the end."""
@@ -103,7 +104,7 @@ class _Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._take_over)
+        loop.add_signal_handler(signal.SIGHUP, self._start_taking_over)
         listeners: list[Listener] = []
         try:
             await recover(self._core)
@@ -152,12 +153,10 @@ class _Service:
         answered = all(
             await asyncio.gather(self._server.drain(limit), self._admin.drain(limit))
         )
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.gather(self._refreshing, return_exceptions=True)
+        for task in (self._taking_over, self._sweeping, self._refreshing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         ended = await self._manager.drain(limit if answered else 0.1)
         closed = [await b.close(STUCK_LIMIT) for b in self._backends.all()]
         for listener in listeners:
@@ -166,15 +165,20 @@ class _Service:
         log(logger, logging.INFO, "stopped", answered=answered)
         return not (ended and all(closed))
 
-    def _take_over(self) -> None:
+    def _start_taking_over(self) -> None:
+        self._taking_over = asyncio.create_task(self._take_over(self._taking_over))
+
+    async def _take_over(self, earlier: asyncio.Task[None] | None) -> None:
         """Take over a changed configuration, or log why not and keep the old one."""
+        if earlier is not None:
+            await asyncio.gather(earlier, return_exceptions=True)
         try:
             config = self._reload()
             kept = _sockets(self._config)
             if _sockets(config) != kept:
                 log(logger, logging.WARNING, "changed sockets need a restart")
-            self._backends.reconfigure(config)
-        except VolpluginError as error:
+            await self._backends.reconfigure(config)
+        except (VolpluginError, OSError) as error:
             for line in str(error).splitlines():
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
             return

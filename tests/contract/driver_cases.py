@@ -34,8 +34,9 @@ class Kind:
 
     ``mount`` among the options stands for a directory that the user chooses; it
     ``is_existing`` or not before. ``disk`` is the kind of disk that it needs.
-    ``stages`` are the failpoints of a create in order. ``is_kept`` says that the root stays when the volume is removed, ``adopts`` that a
-    directory with content is made a volume as it is.
+    ``stages`` are the failpoints of a create in order. ``is_kept`` says that the root
+    stays when the volume is removed, ``adopts`` that a directory with content is made a
+    volume as it is.
     """
 
     name: str

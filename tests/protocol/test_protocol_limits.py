@@ -152,6 +152,14 @@ def test_bad_options_change_nothing(
         assert os.listdir(plugin.root / "quota" / folder) == []
 
 
+def test_config_tells_what_holds_a_size(plugin: Plugin) -> None:
+    """`volplugin config` says for each backend what its file system offers."""
+    told = run(plugin.command("config")).stdout
+    assert "# backend local: limits by nothing: size is refused (project: " in told
+    assert "# backend quota: limits by loop images (project: " in told
+    assert "# backend tmpfs" not in told
+
+
 def test_quota_needs_a_size(plugin: Plugin) -> None:
     """A quota volume without a size is refused with an example."""
     with pytest.raises(PluginError, match="size=10G"):

@@ -182,6 +182,17 @@ class Verifies(Protocol):
 
 
 @runtime_checkable
+class TellsLimits(Protocol):
+    """A driver whose limits depend on the file system that its root is on."""
+
+    def limited_by(self) -> str:
+        """Say what limits new volumes, or what stands against it, for people.
+
+        Found out by trying; no effect, and `Driver.open` need not come before.
+        """
+
+
+@runtime_checkable
 class Promises(Protocol):
     """A driver whose volumes share one disk that may be promised more than once."""
 

@@ -114,12 +114,17 @@ class Limits:
             return None
         return Bound(mechanism=mechanism, facts=volume.facts, limit=limit_of(options))
 
-    def describe(self, directory: str) -> str:
-        """Say what limits directories in ``directory``, for people."""
+    def describe(self, directory: str, otherwise: str) -> str:
+        """Say what limits directories in ``directory``, which need not exist yet.
+
+        ``otherwise`` is what is done where nothing does.
+        """
+        while not os.path.isdir(directory):
+            directory = os.path.dirname(directory)
         try:
             return f"{self.choose(directory, None).name} quota"
         except VolpluginError as error:
-            return f"none: {error}"
+            return f"{otherwise} ({error})"
 
     def measure(self, specs: Sequence[Spec]) -> dict[str, Usage]:
         """Return what volumes hold, by id: one pass for each mechanism."""

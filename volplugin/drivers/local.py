@@ -208,7 +208,7 @@ class Local(Driver):
         self._limits.require_room(total)
 
     def limited_by(self) -> str:
-        return self._limits.describe(self._folders.volumes)
+        return self._limits.describe(self._folders.volumes, "nothing: size is refused")
 
     def purge(self, stop: Callable[[], bool]) -> bool:
         done = [self._limits.work(stop), self._folders.purge(stop)]

@@ -138,7 +138,7 @@ class Quota(Driver):
         self._limits.require_room(total)
 
     def limited_by(self) -> str:
-        return self._limits.describe(self._folders.volumes)
+        return self._limits.describe(self._folders.volumes, "loop images")
 
     def purge(self, stop: Callable[[], bool]) -> bool:
         done = [self._limits.work(stop), self._folders.purge(stop)]
