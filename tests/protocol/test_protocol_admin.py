@@ -125,6 +125,7 @@ class Running:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._listener = listener(str(socket))
+        self._drained = False
         self._thread.start()
         self._server = self._do(self._start())
 
@@ -137,12 +138,14 @@ class Running:
         return server
 
     def drain(self, limit: float) -> bool:
-        """Do as `AdminServer.drain`."""
+        """Do as `AdminServer.drain`, once."""
+        self._drained = True
         return cast(bool, self._do(self._server.drain(limit)))
 
     def close(self) -> None:
         """End it, with what is under way."""
-        self.drain(0)
+        if not self._drained:
+            self.drain(0)
         self._do(self._end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -203,6 +206,15 @@ def test_a_directory_that_is_there_keeps_its_mode(folder: Path) -> None:
         plugin.start()
         assert mode_of(folder / "run") == 0o755
         assert mode_of(plugin.admin_socket) == 0o600
+
+
+def test_below_a_link(folder: Path) -> None:
+    """A directory is made below a symbolic link too, such as /var/run."""
+    (folder / "run").mkdir()
+    (folder / "var").symlink_to("run")
+    with contextlib.closing(listener(str(folder / "var" / "v" / "admin.sock"))):
+        assert mode_of(folder / "run" / "v") == 0o700
+        assert mode_of(folder / "run" / "v" / "admin.sock") == 0o600
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -470,7 +482,9 @@ def answering(path: Path, answer: bytes) -> Iterator[str]:
         def serve() -> None:
             wire, _ = listening.accept()
             with wire:
-                wire.recv(65536)
+                asked = b""
+                while not asked.endswith(b"}"):  # unread bytes would reset it
+                    asked += wire.recv(65536)
                 wire.sendall(answer)
 
         thread = threading.Thread(target=serve)

@@ -43,7 +43,8 @@ def listener(path: str) -> Listener:
     Directories that are missing are made, for root alone too. One that is there keeps
     its mode: the socket's own is enough.
     """
-    paths.make_directories(os.path.dirname(path), 0o700)
+    # Resolved first, for /var/run is a link and no link is followed there.
+    paths.make_directories(os.path.realpath(os.path.dirname(path)), 0o700)
     return bind(SocketConfig(path=path, mode=MODE, owner=0, group=0))
 
 
