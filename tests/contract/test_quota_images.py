@@ -366,7 +366,7 @@ def test_killed_while_attached(scratch: Path, mountpoint: str, point: str) -> No
 @pytest.mark.parametrize("attached", [True, False])
 def test_grow(scratch: Path, mountpoint: str, kind: str, attached: bool) -> None:
     """An image grows under a writer, or unmounted, and again is nothing."""
-    if kind == "ext4":
+    if kind == "ext4":  # tests/kernel/guest_limits.py runs this where it has the right
         require_capability(CAP_SYS_RESOURCE)
     image = make(asked(scratch, kind=kind))
     images.attach(image, mountpoint)

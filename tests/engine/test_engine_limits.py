@@ -30,7 +30,8 @@ mkdir -p /mnt/btrfs
 truncate -s 1G "$1"
 mkfs.btrfs -q "$1"
 mount -o loop "$1" /mnt/btrfs
-btrfs -q quota enable /mnt/btrfs || btrfs quota enable /mnt/btrfs
+btrfs quota enable /mnt/btrfs
+btrfs quota rescan -w /mnt/btrfs
 """
 
 

@@ -104,7 +104,11 @@ class Adopted:
         self._markers.drop(spec.volume.name)
         if is_creating:
             for made in reversed(spec.volume.facts["made"].split(":")):
-                if made and paths.identity(made) and not os.listdir(made):
+                if not made or paths.identity(made) is None or os.listdir(made):
+                    continue
+                if made == path and bound is not None:
+                    bound.mechanism.delete(made, lambda: False)
+                else:
                     paths.remove_directory(made)
 
     def note(self, spec: Spec) -> None:

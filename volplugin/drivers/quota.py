@@ -88,10 +88,10 @@ class Quota(Driver):
         if bound is None:
             self._images.attach(spec)
             return
-        problem = bound.mechanism.problem(self._folders.volumes)
+        require_present(spec)
+        problem = bound.mechanism.problem(spec.volume.mountpoint, itself=True)
         if problem is not None:
             raise Unavailable(f"its limit is not in force: {problem}")
-        require_present(spec)
 
     def detach(self, spec: Spec) -> None:
         if self.attaches(spec.volume):

@@ -110,7 +110,8 @@ def is_subvolume(descriptor: int) -> bool:
 def subvolume_id(descriptor: int) -> int:
     """Return the id of the subvolume that an open directory lies in.
 
-    It never changes and is never given again. Raise `OSError` as it comes.
+    It never changes. That of a deleted one may be given again after a remount. Raise
+    `OSError` as it comes.
     """
     found = ioctl(
         descriptor, READ | WRITE, 18, _LOOKUP, 0, _FIRST_INODE, b""
@@ -136,7 +137,7 @@ def subvolume_at(path: str) -> Subvolume | None:
 
 
 def create_subvolume(path: str, mode: int) -> None:
-    """Make the empty subvolume ``path`` with exactly ``mode``, and sync its parent.
+    """Make the empty subvolume ``path`` with exactly ``mode``; on disk at return.
 
     Idempotent: a subvolume that exists is left as it is. Raise `AlreadyExists` where
     something else has the name, `NotFound` where the parent is missing, `Unsupported`
@@ -145,7 +146,7 @@ def create_subvolume(path: str, mode: int) -> None:
     doing = f"make subvolume {path}"
     with paths.parent(path) as (directory, name):
         try:
-            # BTRFS_IOC_SUBVOL_CREATE; fsync(2) of the parent then commits it.
+            # BTRFS_IOC_SUBVOL_CREATE
             ioctl(directory, WRITE, 14, _NAMED, 0, _named(name))
         except FileExistsError as error:
             if _is_subvolume_in(directory, name):
@@ -166,7 +167,7 @@ def destroy_at(directory: int, name: str) -> bool:
 
     Return False when other subvolumes lie below it. It is gone from sight at once; a
     kernel thread gives its space back. Symbolic links are not followed. Its qgroup
-    stays (`qgroups.remove_at`); the kernel detaches what is mounted below: look first.
+    stays (`qgroup_removal`); the kernel detaches what is mounted below: look first.
     Raise `OSError` as it comes: EINVAL for what is no subvolume; EPERM for one that is
     immutable or lies in such a directory, is the file system's default, is being sent,
     or has an active swap file.
@@ -199,13 +200,21 @@ def commit(path: str) -> None:
     """
     descriptor = paths.open_directory(path)
     try:
-        started = ioctl(descriptor, READ, 24, _NUMBER, 0)  # BTRFS_IOC_START_SYNC
-        # BTRFS_IOC_WAIT_SYNC
-        ioctl(descriptor, WRITE, 22, _NUMBER, *_NUMBER.unpack(started))
+        commit_at(descriptor)
     except OSError as error:
         raise from_os_error(error, f"commit {path}") from error
     finally:
         os.close(descriptor)
+
+
+def commit_at(descriptor: int) -> None:
+    """Do as `commit` for the btrfs of an open file; raise `OSError` as it comes.
+
+    The kernel's thread that gives the space of deleted subvolumes back is woken by it.
+    """
+    started = ioctl(descriptor, READ, 24, _NUMBER, 0)  # BTRFS_IOC_START_SYNC
+    # BTRFS_IOC_WAIT_SYNC
+    ioctl(descriptor, WRITE, 22, _NUMBER, *_NUMBER.unpack(started))
 
 
 def sync(path: str) -> None:
@@ -258,7 +267,8 @@ def _give_mode(directory: int, name: str, mode: int) -> None:
         os.fchmod(child, mode)
     finally:
         os.close(child)
-    os.fsync(directory)
+    # Syncing the parent would leave out the mode, which is another tree's.
+    commit_at(directory)
 
 
 def _refusal(error: OSError, doing: str) -> Exception:

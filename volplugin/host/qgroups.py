@@ -56,10 +56,9 @@ _INCONSISTENT: Final = 4
 _MAX_RFER: Final = 1  # BTRFS_QGROUP_LIMIT_MAX_RFER
 _MAX_EXCL: Final = 2
 _LIMIT_ARGS: Final = struct.Struct("6Q")  # struct btrfs_ioctl_qgroup_limit_args
-_CREATE_ARGS: Final = struct.Struct("2Q")  # struct btrfs_ioctl_qgroup_create_args
 
 # No such qgroup, or quotas are off (EINVAL on older kernels).
-_NONE: Final = frozenset({errno.ENOENT, errno.ENOTCONN, errno.EINVAL})
+NONE: Final = frozenset({errno.ENOENT, errno.ENOTCONN, errno.EINVAL})
 
 
 @attrs.frozen
@@ -119,6 +118,20 @@ def get(path: str, number: int) -> Qgroup:
     return found.qgroups[number]
 
 
+def referenced_at(descriptor: int, number: int) -> int | None:
+    """Return what qgroup ``number`` refers to, as of the last commit; None without it.
+
+    ``descriptor`` is any open file of the file system. Raise `OSError` as it comes.
+    """
+    try:
+        for _, item in _items(descriptor, _INFO, number, number):
+            referenced: int = _INFO_ITEM.unpack_from(item)[1]
+            return referenced
+    except FileNotFoundError:  # no tree of quotas
+        pass
+    return None
+
+
 def set_limit(path: str, number: int, size: int | None) -> None:
     """Let qgroup ``number`` refer to ``size`` bytes at most; None is no limit.
 
@@ -167,26 +180,8 @@ def lift_limit_at(descriptor: int, number: int) -> None:
     try:
         set_limit_at(descriptor, number, None)
     except OSError as error:
-        if error.errno not in _NONE:
+        if error.errno not in NONE:
             raise
-
-
-def remove_at(descriptor: int, number: int) -> bool:
-    """Remove the qgroup of a subvolume that was deleted; none there is success.
-
-    Return False when that is left to the kernel: since Linux 6.11 it refuses as long as
-    its thread gives the subvolume's space back, and removes the qgroup by itself then.
-    Raise `OSError` as it comes.
-    """
-    try:
-        # BTRFS_IOC_QGROUP_CREATE
-        btrfs.ioctl(descriptor, btrfs.WRITE, 42, _CREATE_ARGS, 0, number)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return False
-        if error.errno not in _NONE:
-            raise
-    return True
 
 
 def _read(path: str, wanted: list[tuple[int, int, int]]) -> Quotas:

@@ -20,7 +20,7 @@ import attrs
 
 from volplugin import failpoints
 from volplugin.errors import InUse, InvalidArgument, NotFound, from_os_error
-from volplugin.host import attributes, btrfs, mountinfo, paths, qgroups
+from volplugin.host import attributes, btrfs, mountinfo, paths, qgroup_removal, qgroups
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,9 +46,13 @@ def delete(path: str, *, stop: Callable[[], bool]) -> bool:
                 return True
             try:
                 failpoints.hit("local.purge")
-                return walk.run(stop)
+                done = walk.run(stop)
             finally:
                 walk.close()
+            # Afterwards: the kernel leaves a subvolume alone that someone has open.
+            if walk.destroyed:
+                qgroup_removal.remove_at(directory, stop)
+            return done
     except NotFound:  # not even the directory that it would lie in
         return True
     except FileNotFoundError as error:
@@ -122,6 +126,7 @@ class _Walk:
     here: int  # the directory where the walk is, the last level's
     mount: int
     levels: list[_Level]
+    destroyed: bool = False  # a subvolume: its qgroup is to go as well
 
     def run(self, stop: Callable[[], bool]) -> bool:
         if stop():
@@ -224,7 +229,8 @@ class _Walk:
                     "an active swap file; end that first"
                 ) from error
         if gone:
-            qgroups.remove_at(parent, level.subvolume)
+            qgroup_removal.note_at(parent, level.subvolume)
+            self.destroyed = True
             return True
         # At its limit it has no room for the changes that deleting makes. They count
         # for the subvolume whose descriptor is used: the one above has room by now.

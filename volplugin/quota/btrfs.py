@@ -1,7 +1,5 @@
 """Limiting directories by the quotas of btrfs: one subvolume for each volume."""
 
-# ruff: noqa: ARG002  the contract gives what other mechanisms need
-
 import contextlib
 import logging
 import os
@@ -43,7 +41,8 @@ class BtrfsQuota(Mechanism):
 
     - ``df`` inside shows the whole file system; only `usage` tells the limit.
     - Whoever may write in the volume can make subvolumes there, which have a qgroup of
-      their own and no limit: it keeps honest programs in bounds, not hostile ones.
+      their own: without a limit, or, snapshots, with the same once more. So it keeps
+      honest programs in bounds, not hostile ones.
     - Usage lags by what was written since the last commit, up to 30 seconds, and the
       limit by nothing.
     """
@@ -65,6 +64,8 @@ class BtrfsQuota(Mechanism):
                 f"quotas are off on this btrfs; `btrfs quota enable {place}` switches "
                 "them on"
             )
+        if itself:
+            return None  # it has its limit, if on figures that may be wrong
         if quotas.is_rescanning:
             return (
                 "quotas of this btrfs are still being counted; "
@@ -94,7 +95,7 @@ class BtrfsQuota(Mechanism):
         return {}
 
     def keep(self, directory: str, facts: Facts) -> None:
-        """Do nothing: btrfs gives no id twice."""
+        """Do nothing: it is btrfs that gives ids."""
 
     def make(self, path: str, facts: Facts) -> None:
         """Make a subvolume; its qgroup comes with it."""
@@ -188,7 +189,7 @@ class BtrfsQuota(Mechanism):
             btrfs.commit(path)
 
     def forget(self, directory: str, facts: Facts) -> None:
-        """Do nothing: the limit goes with the subvolume, and its id is not reused."""
+        """Do nothing: `delete` takes the limit with the subvolume."""
 
     def delete(self, path: str, stop: Callable[[], bool]) -> bool:
         """Delete the subvolume with those below it, and their qgroups."""

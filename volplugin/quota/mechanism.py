@@ -47,8 +47,8 @@ class Mechanism(ABC):
     def problem(self, directory: str, *, itself: bool = False) -> str | None:
         """Say why what lies in ``directory`` can't be limited this way; None if it can.
 
-        With ``itself``, the directory is meant and not what lies in it; whether it is
-        free to be adopted is asked of `require_adoptable`.
+        With ``itself``, the directory is meant and not what lies in it: whether limits
+        are in force there. That it is free to be adopted is for `require_adoptable`.
 
         It exists. No effect, and nothing is remembered: a remount shows at
         once. The text fits behind "project quota: ".

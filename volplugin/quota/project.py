@@ -227,7 +227,7 @@ class ProjectQuota(Mechanism):
             projects.sync(path, Project(0))
 
     def forget(self, directory: str, facts: Facts) -> None:
-        """Set the limit to none; where quotas are off there is none to set."""
+        """Set the limit to none, on disk; where quotas are off there is none to set."""
         number = _id_of(facts)
         try:
             quotactl.set_limit(directory, number, size=None, inodes=None)
@@ -240,6 +240,9 @@ class ProjectQuota(Mechanism):
                 project=number,
                 error=str(error),
             )
+        else:
+            # The store, which forgets the volume next, may be on another disk.
+            projects.sync(directory, projects.of(directory))
         ids.release(directory, number)
 
     def delete(self, path: str, stop: Callable[[], bool]) -> bool:

@@ -9,7 +9,6 @@ import pytest
 from support.commands import run
 from support.disks import disk
 from support.require import require
-from support.wait import eventually
 
 from volplugin import failpoints
 from volplugin.errors import InUse, NoSpace
@@ -29,10 +28,7 @@ def top(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
         yield mountpoint / "top"
         if request.param == "quotas":
             subvolumes = set(ids(mountpoint)) | {5}
-            eventually(
-                lambda: set(qgroups.read(str(mountpoint)).qgroups) == subvolumes,
-                "the qgroups of deleted subvolumes are gone",
-            )
+            assert set(qgroups.read(str(mountpoint)).qgroups) == subvolumes
 
 
 def ids(mountpoint: Path) -> list[int]:
