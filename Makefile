@@ -14,7 +14,7 @@ RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs kmod mount podman procps \
 	user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
-	mount quota rclone user-mode-linux util-linux xfsprogs
+	mount rclone user-mode-linux util-linux xfsprogs
 
 ARGS ?=
 PYTEST_ARGS ?=
@@ -67,7 +67,7 @@ format: $(VENV)/.installed-test ## format, and mend what ruff can
 	$(VENV)/bin/ruff check --fix .
 
 .PHONY: bench
-bench: packages-bench $(VENV)/.installed ## measure beside rclone and Docker's local driver (ARGS="--quick --write")
+bench: packages-bench $(VENV)/.installed-test ## measure beside rclone and Docker's local driver (ARGS="--quick --write")
 	@exec $(VENV)/bin/python -m benchmarks.bench $(ARGS)
 
 .PHONY: clean

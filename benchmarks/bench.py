@@ -1,4 +1,4 @@
-"""Measure volplugin beside `rclone serve docker` and Docker's built-in driver.
+"""Measure volplugin beside other drivers and tools, and its limits beside none.
 
 Run by ``make bench``, as root. Prints tables; ``--write`` puts them into README.rst.
 """
@@ -12,17 +12,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import volplugin
-from benchmarks import calls, docker_cli, lifetime, report, servers
+from benchmarks import (
+    calls,
+    datapath,
+    docker_cli,
+    lifetime,
+    limits,
+    machine,
+    report,
+    servers,
+)
 from benchmarks.results import Results
 
-PARTS = ("calls", "start", "removal", "docker")
+# What is printed, and kept in README.rst, together.
+BLOCKS = {
+    "results": ("calls", "start", "removal", "docker"),
+    "limits": ("limits", "datapath"),
+}
+PARTS = tuple(part for parts in BLOCKS.values() for part in parts)
 README = Path(__file__).with_name("README.rst")
 
 
@@ -48,16 +63,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _workspace(arguments.directory) as home:
-            results = _run(parts, home, quick=arguments.quick)
+            blocks = {
+                block: _run(chosen, home, quick=arguments.quick)
+                for block, all_of_it in BLOCKS.items()
+                if (chosen := [part for part in all_of_it if part in parts])
+            }
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was kept")
-    text = report.render(results)
-    print(text, end="")
-    if arguments.write:
-        report.write(text, README)
+    for block, results in blocks.items():
+        text = report.render(results)
+        print(text)
+        if arguments.write:
+            report.write(text, README, block)
 
 
-def _run(parts: tuple[str, ...], home: Path, *, quick: bool) -> Results:
+def _run(parts: Sequence[str], home: Path, *, quick: bool) -> Results:
     begun = time.monotonic()
     results = Results()
     sizes = (0, 1_000) if quick else (0, 1_000, 10_000)
@@ -73,9 +93,28 @@ def _run(parts: tuple[str, ...], home: Path, *, quick: bool) -> Results:
         lifetime.measure_removal(1 if quick else 3, home, results)
     if "docker" in parts:
         docker_cli.measure(10 if quick else 60, home, results)
+    if in_guest := [part for part in BLOCKS["limits"] if part in parts]:
+        _run_limits(in_guest, home, results, quick=quick)
     seconds = time.monotonic() - begun
     results.conditions += _conditions(home, seconds, quick=quick)
     return results
+
+
+def _run_limits(
+    parts: Sequence[str], home: Path, results: Results, *, quick: bool
+) -> None:
+    figures: dict[str, Any] = {}
+    if machine.is_available():
+        figures = machine.run(parts, home, quick=quick)
+    else:
+        results.conditions.append(
+            "left out: project quotas, as the guest needs pytest: "
+            f"{sys.executable} -m pip install -e '.[test]'"
+        )
+    if "limits" in parts:
+        limits.measure(figures.get("limits"), home, results, quick=quick)
+    if "datapath" in parts:
+        datapath.measure(figures.get("datapath"), home, results, quick=quick)
 
 
 def _conditions(home: Path, seconds: float, *, quick: bool) -> list[str]:

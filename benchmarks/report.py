@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import OURS, RCLONE, Results, targets
+from benchmarks.results import OURS, RCLONE, Results
+from benchmarks.targets import targets
 
-BEGIN = ".. results begin: written by `make bench ARGS=--write`"
-END = ".. results end"
+BEGIN = ".. {block} begin: written by `make bench ARGS=--write`"
+END = ".. {block} end"
 
 
 def render(results: Results) -> str:
@@ -35,19 +36,22 @@ def render(results: Results) -> str:
             "Note",
         )
         parts.append(_section("Calls in a second", calls_head, _rates(results)))
-    if results.measures:
-        measures_head = ("What", "Unit", "volplugin", "Beside", "which is", "Ratio")
-        parts.append(_section("Times and memory", measures_head, _measures(results)))
+    measures_head = ("What", "Unit", "volplugin", "Beside", "which is", "Ratio")
+    titles = dict.fromkeys(measure.table for measure in results.measures.values())
+    parts += [
+        _section(title, measures_head, _measures(results, title)) for title in titles
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def write(text: str, readme: Path) -> None:
-    """Put the tables between README's markers, in place of those there."""
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+def write(text: str, readme: Path, block: str) -> None:
+    """Put the tables between README's markers of a block, in place of those there."""
+    begin_line, end_line = BEGIN.format(block=block), END.format(block=block)
+    before, begin, rest = readme.read_text().partition(begin_line)
+    _, end, after = rest.partition(end_line)
     if not begin or not end:
-        raise ValueError(f"{readme} lacks the marker {BEGIN!r} or {END!r}")
-    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        raise ValueError(f"{readme} lacks the marker {begin_line!r} or {end_line!r}")
+    readme.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def _rates(results: Results) -> list[tuple[str, ...]]:
@@ -77,7 +81,7 @@ def _rates(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
-def _measures(results: Results) -> list[tuple[str, ...]]:
+def _measures(results: Results, table: str) -> list[tuple[str, ...]]:
     return [
         (
             measure.what,
@@ -85,9 +89,10 @@ def _measures(results: Results) -> list[tuple[str, ...]]:
             _number(measure.ours),
             "" if measure.peer is None else _number(measure.peer),
             measure.peer_name,
-            "" if measure.peer is None else _number(measure.ours / measure.peer),
+            "" if measure.ratio is None else _number(measure.ratio),
         )
         for measure in results.measures.values()
+        if measure.table == table
     ]
 
 
