@@ -142,6 +142,7 @@ class Core:
         await backend.run(backend.driver.remove, self.catalog.spec(volume))
         hit("core.recover.create")
         await self._store.commit(DropVolume(volume.name))
+        backend.purge_soon()
 
     async def _undo_quietly(self, volume: Volume) -> None:
         try:

@@ -14,7 +14,7 @@ from volplugin.drivers.markers import found_in
 from volplugin.drivers.quota_options import QuotaOptions
 from volplugin.errors import Unavailable, Unsupported, VolpluginError
 from volplugin.failpoints import hit
-from volplugin.host import attributes, guard, mountinfo, paths
+from volplugin.host import attributes, guard, mountinfo, paths, sparse
 from volplugin.host.mountinfo import Mount
 from volplugin.logs import log
 from volplugin.model import State, Usage, Volume
@@ -128,9 +128,10 @@ class Imaged:
         place = spec.volume.mountpoint
         mounted = images.is_mounted(image.path, place, mountinfo.read())
         images.resize(image, place if mounted else None)
-        attributes.write_record(image.path, spec.record)
-        if mounted:
-            attributes.write_record(place, spec.record)
+        if attributes.write_record(image.path, spec.record):
+            sparse.sync(image.path)
+        if mounted and attributes.write_record(place, spec.record):
+            paths.sync(place)
 
     def measure(self, specs: Iterable[Spec]) -> dict[str, Usage]:
         """Return what the images hold, by volume id."""

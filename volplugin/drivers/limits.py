@@ -173,7 +173,8 @@ class Limits:
         """Put another limit in force, and write the record that says so."""
         path = spec.volume.mountpoint
         bound.set_limit(path)
-        attributes.write_record(path, spec.record)
+        if attributes.write_record(path, spec.record):
+            paths.sync(path)
 
     def require_room(self, total: int) -> None:
         """Hold ``total`` promised bytes against the disk, as `driver.Promises`."""

@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from volplugin.errors import InUse, InvalidArgument, Unavailable
+from volplugin.failpoints import hit
 from volplugin.host import filesystems, loops, mountinfo, mounts, paths, superblocks
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
@@ -55,6 +56,11 @@ def is_mounted(path: str, mountpoint: str, table: Sequence[Mount]) -> bool:
 def mount(image: Image, path: str, mountpoint: str) -> str:
     """Mount the file ``path``, ``image`` or its part; return the ``/dev/loopN``."""
     options = [] if image.prealloc else ["discard"]
+    if image.kind == "ext4":
+        # New images read as zeros. Without lost+found, e2fsck counts fewer inodes in
+        # use than the kernel's lazy initialisation takes for possible: it would stop
+        # the journal and make the volume read-only.
+        options.append("noinit_itable")
     if image.kind == "xfs":
         options.append("nouuid")  # a copy, from a backup, may be mounted beside it
     with loops.attach(path) as loop:
@@ -84,6 +90,7 @@ def mounted(image: Image, path: str, scratch: str) -> Iterator[str]:
         paths.remove_directory(scratch)
         raise
     try:
+        hit("image.mounted")
         yield device
     finally:
         unmount(scratch)
@@ -91,6 +98,19 @@ def mounted(image: Image, path: str, scratch: str) -> Iterator[str]:
         # moment, or for good; the image is as it should be either way.
         is_quiet(path)
         paths.remove_directory(scratch)
+
+
+def clear(path: str, scratch: str) -> None:
+    """Take away a scratch directory that a death left, with what is mounted there.
+
+    The image ``path`` and its part stay. Idempotent. Raise `InUse` while someone is
+    in it.
+    """
+    for image in (path, part_of(path)):
+        while is_mounted(image, scratch, mountinfo.read()):
+            unmount(scratch)
+            is_quiet(image)
+    paths.remove_directory(scratch)
 
 
 def unmount(scratch: str) -> None:

@@ -30,6 +30,7 @@ def resize(image: Image, mountpoint: str | None) -> None:
     `check_resize`, and `Unsupported` for what can't grow.
     """
     path = image.path
+    image_mounts.clear(path, image_mounts.scratch_of(path))
     sparse.remove(image_mounts.part_of(path))
     if image.size >= sparse.length(path) or image.size >= _span(image, mountpoint):
         if mountpoint is None:

@@ -115,10 +115,7 @@ def clear_scratch(path: str, scratch: str) -> None:
     The image itself stays. Raise `InUse` while someone is in the scratch directory.
     """
     for place in (scratch, image_mounts.scratch_of(path)):
-        for image in (path, image_mounts.part_of(path)):
-            while is_mounted(image, place, mountinfo.read()):
-                image_mounts.unmount(place)
-        paths.remove_directory(place)
+        image_mounts.clear(path, place)
     sparse.remove(image_mounts.part_of(path))
 
 
@@ -202,7 +199,6 @@ def _make_part(image: Image, root: _Root, scratch: str) -> None:
     )
     hit("image.mkfs")
     with image_mounts.mounted(image, part, scratch):
-        hit("image.mounted")
         try:
             # Docker copies an image's files into an empty volume only.
             with contextlib.suppress(FileNotFoundError):

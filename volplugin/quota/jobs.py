@@ -95,6 +95,10 @@ class Jobs:
                 done = False
         return done
 
+    def has(self, job: Job) -> bool:
+        """Tell whether a job is noted for this tree and project, of either kind."""
+        return paths.identity(os.path.join(self._folder, job.name)) is not None
+
     def removals(self, path: str) -> list[Job]:
         """Return the jobs that take ids off where ``path`` is, above it or below."""
         jobs = [self._read(name) for name in self._names()]

@@ -218,8 +218,10 @@ class ProjectQuota(Mechanism):
             own = None
         except Unsupported:  # its disk is away, or mounted without quotas
             own = None
-        if own in {0, number}:
-            self._jobs.note(Job(path, frozenset({number}), 0))
+        job = Job(path, frozenset({number}), 0)
+        # An `adopt` that died early has left a job, and the top as it was.
+        if own == number or (own == 0 and self._jobs.has(job)):
+            self._jobs.note(job)
         with contextlib.suppress(NotFound):
             directory = os.path.dirname(path) if own is None else path
             self.forget(directory, facts)
