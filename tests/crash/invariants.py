@@ -4,13 +4,9 @@
 that runs again. `check_nothing_left` is for the end, when every volume was removed.
 """
 
-import datetime as dt
-import json
-import os
-import re
 import stat
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import attrs
 from limited import (
@@ -20,11 +16,8 @@ from limited import (
     image_of,
 )
 from rooms import ForkedPlugin
-from support.mounts import Mount
 from support.wait import eventually
-
-RECORD: Final = "trusted.volplugin"
-SOURCE: Final = "volplugin-"
+from views import SOURCE, Seen, entries, holders, id_of, look, record_of
 
 
 @attrs.define
@@ -56,33 +49,9 @@ class Expected:
     """By volume, the directory that its create makes and its undo takes away."""
 
 
-@attrs.frozen
-class _Seen:
-    """The volumes as the API shows them, and the mounts of our kind."""
-
-    volumes: Mapping[str, Mapping[str, Any]]
-    mounts: tuple[Mount, ...]
-
-    def of(self, backend: str) -> dict[str, Mapping[str, Any]]:
-        """Return the volumes of a backend."""
-        return {
-            name: volume
-            for name, volume in self.volumes.items()
-            if volume["Status"]["backend"] == backend
-        }
-
-    def below(self, backend: str, place: str) -> set[str]:
-        """Return the volumes of a backend that are below ``place``."""
-        return {
-            name
-            for name, volume in self.of(backend).items()
-            if volume["Mountpoint"].startswith(place + "/")
-        }
-
-
 def check(plugin: ForkedPlugin, expected: Expected) -> None:
     """Assert every invariant; the server runs and nobody else uses it."""
-    seen = _look(plugin)
+    seen = look(plugin)
     _check_promises(seen, expected)
     _check_sizes(seen, expected)
     _check_disk(plugin, seen)
@@ -90,44 +59,21 @@ def check(plugin: ForkedPlugin, expected: Expected) -> None:
     _check_users_directories(plugin, seen, expected)
     for name, volume in seen.volumes.items():
         _check_usable(plugin, volume, expected.content.get(name))
-    after = _look(plugin)
+    after = look(plugin)
     assert {m.mountpoint for m in after.mounts} == {m.mountpoint for m in seen.mounts}
     _check_loop_devices(plugin, after)
 
 
 def check_nothing_left(plugin: ForkedPlugin, expected: Expected) -> None:
     """Assert that no trace of any volume is left under the roots."""
-    seen = _look(plugin)
+    seen = look(plugin)
     assert seen.volumes == {}
     assert seen.mounts == ()
     _check_disk(plugin, seen)
     _check_users_directories(plugin, seen, expected)
 
 
-def _look(plugin: ForkedPlugin) -> _Seen:
-    listed = plugin.client.list()
-    volumes = {name: plugin.client.get(name) for name in listed}
-    for name, volume in volumes.items():
-        assert volume["Name"] == name
-        assert volume["Mountpoint"] == listed[name]
-        assert plugin.client.path(name) == listed[name]
-        assert dt.datetime.fromisoformat(volume["CreatedAt"]).tzinfo is not None
-        assert "error" not in volume["Status"], volume
-    below = f"{plugin.folder}/"
-    ours = tuple(m for m in plugin.host.mounts() if m.mountpoint.startswith(below))
-    # Of images any mount, be it in a place that no volume has.
-    images = f"{plugin.root}/quota/"
-    return _Seen(
-        volumes,
-        tuple(
-            mount
-            for mount in ours
-            if mount.source.startswith(SOURCE) or mount.mountpoint.startswith(images)
-        ),
-    )
-
-
-def _check_promises(seen: _Seen, expected: Expected) -> None:
+def _check_promises(seen: Seen, expected: Expected) -> None:
     """No volume is lost, none comes back."""
     names = set(seen.volumes)
     assert set(expected.present) <= names, "a create was answered and it is gone"
@@ -135,7 +81,7 @@ def _check_promises(seen: _Seen, expected: Expected) -> None:
     assert not surplus, f"removed, or never made, and there: {surplus}"
 
 
-def _check_sizes(seen: _Seen, expected: Expected) -> None:
+def _check_sizes(seen: Seen, expected: Expected) -> None:
     """A volume has the size that was told, before or after a resize cut short."""
     asked = {**expected.present, **expected.unsure}
     for name, volume in seen.volumes.items():
@@ -144,59 +90,59 @@ def _check_sizes(seen: _Seen, expected: Expected) -> None:
             assert volume["Status"]["size"].lower() in possible, volume
 
 
-def _check_disk(plugin: ForkedPlugin, seen: _Seen) -> None:
+def _check_disk(plugin: ForkedPlugin, seen: Seen) -> None:
     """Each volume has its directory and marker with its record, nothing else does."""
     root = str(plugin.root)
     backends = {"local", "tmpfs", "quota"}
-    assert _entries(plugin, root) <= {"lock", "store"} | backends | {
-        entry for entry in _entries(plugin, root) if entry.startswith("store.broken-")
+    assert entries(plugin, root) <= {"lock", "store"} | backends | {
+        entry for entry in entries(plugin, root) if entry.startswith("store.broken-")
     }
     for backend, place in (("local", f"{root}/local"), ("fast", str(plugin.fast))):
         _check_directories(plugin, seen, backend, place)
     _check_images(plugin, seen)
     in_memory = set(seen.of("tmpfs"))
-    assert _entries(plugin, f"{root}/tmpfs") <= {"adopted"}
-    assert _entries(plugin, f"{root}/tmpfs/adopted") == in_memory
-    assert _entries(plugin, str(plugin.tmpfs)) == seen.below("tmpfs", str(plugin.tmpfs))
+    assert entries(plugin, f"{root}/tmpfs") <= {"adopted"}
+    assert entries(plugin, f"{root}/tmpfs/adopted") == in_memory
+    assert entries(plugin, str(plugin.tmpfs)) == seen.below("tmpfs", str(plugin.tmpfs))
     _check_notes(plugin, f"{root}/tmpfs/adopted", seen.of("tmpfs"))
     for name, volume in seen.volumes.items():
-        record = _record(plugin, volume["Mountpoint"])
+        record = record_of(plugin, volume["Mountpoint"])
         assert record is not None, f"{name} has no record"
         _check_record(record, volume)
-    ids = [_id(plugin, volume) for volume in seen.volumes.values()]
+    ids = [id_of(plugin, volume) for volume in seen.volumes.values()]
     assert len(set(ids)) == len(ids)
     check_qgroups(plugin, seen.of("fast"))
 
 
 def _check_directories(
-    plugin: ForkedPlugin, seen: _Seen, backend: str, place: str
+    plugin: ForkedPlugin, seen: Seen, backend: str, place: str
 ) -> None:
     folders = {"volumes", "staging", "trash", "adopted"}
-    assert _entries(plugin, place) <= folders
+    assert entries(plugin, place) <= folders
     _check_no_rest(plugin, place)
     own = seen.below(backend, place)
     chosen = {n: v for n, v in seen.of(backend).items() if n not in own}
-    assert _entries(plugin, f"{place}/volumes") == own
-    assert _entries(plugin, f"{place}/adopted") == set(chosen)
+    assert entries(plugin, f"{place}/volumes") == own
+    assert entries(plugin, f"{place}/adopted") == set(chosen)
     _check_notes(plugin, f"{place}/adopted", chosen)
     for name, volume in seen.of(backend).items():
-        record = _record(plugin, volume["Mountpoint"])
+        record = record_of(plugin, volume["Mountpoint"])
         assert record is not None, f"{name} has no record"
         _check_recorded_size(record, volume)
 
 
-def _check_images(plugin: ForkedPlugin, seen: _Seen) -> None:
+def _check_images(plugin: ForkedPlugin, seen: Seen) -> None:
     """Each volume has its image, with the record as of today, and its mountpoint."""
     place, volumes = f"{plugin.root}/quota", seen.of("quota")
-    assert _entries(plugin, place) == {"volumes", "staging", "trash", "images"}
+    assert entries(plugin, place) == {"volumes", "staging", "trash", "images"}
     _check_no_rest(plugin, place)
-    assert _entries(plugin, f"{place}/volumes") == set(volumes)
-    ids = {name: _id(plugin, volume) for name, volume in volumes.items()}
+    assert entries(plugin, f"{place}/volumes") == set(volumes)
+    ids = {name: id_of(plugin, volume) for name, volume in volumes.items()}
     images = {f"{volume_id}.img" for volume_id in ids.values()}
-    assert _entries(plugin, f"{place}/images") == images
+    assert entries(plugin, f"{place}/images") == images
     for name, volume in volumes.items():
         image = image_of(plugin, ids[name])
-        record = _record(plugin, str(image))
+        record = record_of(plugin, str(image))
         assert record is not None, f"{image} has no record"
         assert record["id"] == ids[name]
         _check_record(record, volume)
@@ -204,10 +150,10 @@ def _check_images(plugin: ForkedPlugin, seen: _Seen) -> None:
     _check_loop_devices(plugin, seen)
 
 
-def _check_loop_devices(plugin: ForkedPlugin, seen: _Seen) -> None:
+def _check_loop_devices(plugin: ForkedPlugin, seen: Seen) -> None:
     mounted = {mount.mountpoint for mount in seen.mounts}
     attached = {
-        _id(plugin, volume)
+        id_of(plugin, volume)
         for volume in seen.of("quota").values()
         if volume["Mountpoint"] in mounted
     }
@@ -215,9 +161,9 @@ def _check_loop_devices(plugin: ForkedPlugin, seen: _Seen) -> None:
 
 
 def _check_no_rest(plugin: ForkedPlugin, place: str) -> None:
-    assert _entries(plugin, f"{place}/staging") == set()
+    assert entries(plugin, f"{place}/staging") == set()
     eventually(
-        lambda: not _entries(plugin, f"{place}/trash"),
+        lambda: not entries(plugin, f"{place}/trash"),
         f"the trash of {place} is emptied",
         seconds=5,
     )
@@ -227,8 +173,8 @@ def _check_notes(
     plugin: ForkedPlugin, folder: str, volumes: Mapping[str, Mapping[str, Any]]
 ) -> None:
     for name, volume in volumes.items():
-        record = _record(plugin, f"{folder}/{name}")
-        assert record == _record(plugin, volume["Mountpoint"])
+        record = record_of(plugin, f"{folder}/{name}")
+        assert record == record_of(plugin, volume["Mountpoint"])
 
 
 def _check_record(record: Mapping[str, Any], volume: Mapping[str, Any]) -> None:
@@ -244,7 +190,7 @@ def _check_recorded_size(record: Mapping[str, Any], volume: Mapping[str, Any]) -
     assert record["options"].get("size") == (shown and shown.lower()), volume
 
 
-def _check_mount_table(plugin: ForkedPlugin, seen: _Seen, expected: Expected) -> None:
+def _check_mount_table(plugin: ForkedPlugin, seen: Seen, expected: Expected) -> None:
     """What is mounted for a volume is so where someone holds it, once, nowhere else."""
     by_place = {volume["Mountpoint"]: name for name, volume in seen.volumes.items()}
     mounted = [by_place.get(mount.mountpoint) for mount in seen.mounts]
@@ -253,7 +199,7 @@ def _check_mount_table(plugin: ForkedPlugin, seen: _Seen, expected: Expected) ->
     for mount in seen.mounts:
         if mount.source.startswith(SOURCE):
             volume = seen.volumes[by_place[mount.mountpoint]]
-            assert mount.source == SOURCE + _id(plugin, volume)
+            assert mount.source == SOURCE + id_of(plugin, volume)
     for name, volume in seen.volumes.items():
         status, path = volume["Status"], volume["Mountpoint"]
         answered = expected.held.get(name, set())
@@ -266,11 +212,11 @@ def _check_mount_table(plugin: ForkedPlugin, seen: _Seen, expected: Expected) ->
         if name not in mounted:
             place = plugin.host.path(path)
             assert stat.S_IMODE(place.stat().st_mode) == 0, f"{path} is not guarded"
-            assert _entries(plugin, path) == set()
+            assert entries(plugin, path) == set()
 
 
 def _check_users_directories(
-    plugin: ForkedPlugin, seen: _Seen, expected: Expected
+    plugin: ForkedPlugin, seen: Seen, expected: Expected
 ) -> None:
     """What a user had is as it was; what a create made is gone if it failed."""
     used = {volume["Mountpoint"] for volume in seen.volumes.values()}
@@ -283,7 +229,7 @@ def _check_users_directories(
             uid,
             gid,
         ), f"{path} was changed"
-        assert _record(plugin, path) is None, f"{path} still carries a record"
+        assert record_of(plugin, path) is None, f"{path} still carries a record"
     for name, path in expected.made.items():
         if name not in seen.volumes:
             assert not plugin.host.path(path).exists(), f"{path} was left"
@@ -305,36 +251,7 @@ def _check_usable(
         assert (place / "probe").read_text() == "probe"
         (place / "probe").unlink()
         if volume["Status"]["backend"] == "quota":
-            image = image_of(plugin, _id(plugin, volume))
+            image = image_of(plugin, id_of(plugin, volume))
             check_image_size(plugin, volume, image)
     finally:
         plugin.client.unmount(name, "check")
-
-
-def holders(volume: Mapping[str, Any]) -> set[str]:
-    """Return the mount IDs that hold a volume, as its Status names them."""
-    found = (re.match(r"'(\w+)'", text) for text in volume["Status"].get("holders", ()))
-    return {match[1] for match in found if match is not None}
-
-
-def _entries(plugin: ForkedPlugin, path: str) -> set[str]:
-    try:
-        return set(os.listdir(plugin.host.path(path)))
-    except FileNotFoundError:
-        return set()
-
-
-def _record(plugin: ForkedPlugin, path: str) -> dict[str, Any] | None:
-    try:
-        value = os.getxattr(plugin.host.path(path), RECORD, follow_symlinks=False)
-    except OSError:
-        return None
-    record = json.loads(value)
-    assert isinstance(record, dict)
-    return record
-
-
-def _id(plugin: ForkedPlugin, volume: Mapping[str, Any]) -> str:
-    record = _record(plugin, volume["Mountpoint"])
-    assert record is not None, f"{volume['Name']} has no record"
-    return str(record["id"])

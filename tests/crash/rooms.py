@@ -62,6 +62,13 @@ class Room:
 
     def __init__(self) -> None:
         self.host = Host()
+        try:
+            self.btrfs = self._mount_btrfs()
+        except BaseException as error:
+            if isinstance(error, subprocess.CalledProcessError):
+                error.add_note(error.stderr)
+            self.host.close()
+            raise
         self._numbers = itertools.count()
         self._children: list[Child] = []
         self._lock = threading.Lock()
@@ -72,7 +79,6 @@ class Room:
             text=True,
             env=plugin_environment(),
         )
-        self.btrfs = self._mount_btrfs()
 
     def _mount_btrfs(self) -> Path:
         require("mkfs.btrfs")
@@ -125,8 +131,8 @@ class Room:
         self.host.run("umount", self.btrfs)  # the loop device goes with it
         # Of a failed test: mountpoints that are immutable, beside its sockets, which
         # let chattr exit with 1.
-        chattr = ["chattr", "-R", "-f", "-i", self.host.folder]
-        subprocess.run(chattr, check=False)
+        words = ("chattr", "-R", "-f", "-i", str(self.host.folder))
+        subprocess.run(words, check=False)
         self.host.close()
 
 

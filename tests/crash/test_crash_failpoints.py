@@ -89,9 +89,9 @@ SCENARIOS = [
     *_all("resize", ("quota", "fast"), "core.resize.intent", "core.resize.commit"),
     *_all("resize", tuple(SIZES), "core.resize.driver"),
     *_all("resize", ("quota",), "image.shrunk", "store.write"),
-    *_all("resize", ("quota-xfs",), "image.resize"),
+    *_all("resize", ("quota-xfs",), "image.resize", "image.mounted"),
     *_all("resize-held", ("quota-xfs",), "image.resize", "core.resize.driver"),
-    *_all("enlarge", ("quota",), "core.resize.intent", "image.resize"),
+    *_all("enlarge", ("quota",), "image.resize", "image.mounted"),
     *_all("enlarge-held", ("quota",), "image.resize"),
     # Death in the recovery from a death.
     *[
@@ -126,6 +126,7 @@ SCENARIOS = [
     *_again("resize", "quota", "core.resize.intent", "image.shrunk"),
     *_again("resize", "quota", "image.shrunk", "core.recover.resize", "store.write"),
     *_again("resize", "fast", "core.resize.intent", "core.recover.resize"),
+    *_again("resize", "quota-xfs", "image.resize", "image.mounted"),
     *_again("resize-held", "quota-xfs", "core.resize.intent", "image.resize"),
     *_again("enlarge", "quota", "image.resize", "core.recover.resize"),
 ]

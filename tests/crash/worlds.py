@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
-from invariants import Expected, check, check_nothing_left, holders
+from invariants import Expected, check, check_nothing_left
 from rooms import ForkedPlugin
+from views import holders
 
 from volplugin.admin.client import AdminClient
 from volplugin.errors import Unavailable, VolpluginError
