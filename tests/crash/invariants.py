@@ -15,7 +15,7 @@ from limited import (
     check_qgroups,
     image_of,
 )
-from rooms import ForkedPlugin
+from rooms import COMMIT_LIMIT, ForkedPlugin
 from support.wait import eventually
 from views import SOURCE, Seen, entries, holders, id_of, look, record_of
 
@@ -165,7 +165,7 @@ def _check_no_rest(plugin: ForkedPlugin, place: str) -> None:
     eventually(
         lambda: not entries(plugin, f"{place}/trash"),
         f"the trash of {place} is emptied",
-        seconds=5,
+        seconds=COMMIT_LIMIT,
     )
 
 

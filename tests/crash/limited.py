@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from rooms import ForkedPlugin
+from rooms import COMMIT_LIMIT, ForkedPlugin
 from support.wait import eventually
 
 _GONE: Final = re.compile(r"<stale>|<under deletion>|DELETED")
@@ -90,7 +90,7 @@ def check_qgroups(plugin: ForkedPlugin, volumes: Volumes) -> None:
         eventually(
             lambda: not any(_GONE.search(path) for path, _ in _qgroups(plugin)),
             "the qgroups of deleted subvolumes are gone",
-            seconds=5,
+            seconds=COMMIT_LIMIT,
         )
         rows = _qgroups(plugin)
     limits = {volume["Mountpoint"]: volume for volume in volumes.values()}

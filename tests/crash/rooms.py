@@ -19,6 +19,10 @@ from support.require import require
 
 SCRIPT: Final = Path(__file__).with_name("forkserver.py")
 
+# Seconds. Of two threads that ask a btrfs to commit at once (BTRFS_IOC_START_SYNC) one
+# may wait, and can't be killed, until the file system's own next commit, 30 s later.
+COMMIT_LIMIT: Final = 45.0
+
 
 class Child:
     """A process of the fork server, with as much of `subprocess.Popen` as is used."""
@@ -191,6 +195,15 @@ class ForkedPlugin(Plugin):
         self._process = cast("subprocess.Popen[bytes]", child)
         if wait:
             self.wait_until_ready()
+
+    def kill(self) -> None:
+        """End the server by SIGKILL, which a thread in the kernel can put off."""
+        self.process.kill()
+        self.wait()
+
+    def wait(self, seconds: float = COMMIT_LIMIT) -> int:
+        """Wait for the server's end and return its exit status."""
+        return super().wait(seconds)
 
     def close(self) -> None:
         """End the server at once, for it outlives that; its log must tell of no bug."""

@@ -160,7 +160,8 @@ def test_a_missing_node_is_made(file: str) -> None:
     program = (
         "import os\nfrom volplugin.host import loops\n"
         f"with loops.attach({file!r}) as loop:\n"
-        f"    print(os.listdir('/dev'), loops.devices_of({file!r}) == [loop.device])\n"
+        f"    found = loops.devices_of({file!r})\n"
+        "    print(os.path.exists(loop.device), found == [loop.device])\n"
     )
     script = (
         "mount -t tmpfs dev /dev && mknod /dev/loop-control c 10 237"
@@ -173,9 +174,7 @@ def test_a_missing_node_is_made(file: str) -> None:
         check=True,
         cwd=Path(loops.__file__).parents[2],
     )
-    assert "'loop-control'" in said.stdout
-    assert said.stdout.count("'loop") == 2
-    assert said.stdout.endswith("True\n")
+    assert said.stdout == "True True\n"
 
 
 def test_a_file_that_is_worked_on(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
