@@ -102,7 +102,7 @@ def test_status_tells_what_is_used(plugin: Plugin) -> None:
     assert found["available"] < MIB
     assert found["near-full"] == 95
     assert found["age"] < 5
-    assert "nearly full" in plugin.log
+    eventually(lambda: "nearly full" in plugin.log, "the log warns of it")
     plugin.client.unmount("q", "one")
     plugin.client.remove("q")
 
@@ -232,6 +232,6 @@ def test_overcommit_is_told_by_default(plugin: Plugin) -> None:
     create(plugin, "a", size=str(capacity // 2))
     assert "over-committed" not in plugin.log
     create(plugin, "b", size=str(capacity // 4 * 3))
-    assert "over-committed" in plugin.log
+    eventually(lambda: "over-committed" in plugin.log, "the log warns of it")
     plugin.client.remove("a")
     plugin.client.remove("b")
