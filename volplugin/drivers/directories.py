@@ -1,9 +1,8 @@
 """Which directories a user may give to a volume with ``mount=``."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from volplugin import options
 from volplugin.errors import InvalidArgument
 from volplugin.host import paths
 from volplugin.host.mountinfo import is_within
@@ -22,17 +21,6 @@ _SHARED: Final = (
     *("/var/log", "/var/cache", "/var/spool", "/var/opt"),
     *("/tmp", "/var/tmp"),  # noqa: S108  they are refused, not used
 )
-
-
-def allow_option() -> Any:
-    """Declare the setting that `require_allowed` takes as ``allow``."""
-    return options.option(
-        help="directories at or below which mount= may point",
-        parse=options.path_list,
-        default=None,
-        shown="all but system directories",
-        unit="list of paths",
-    )
 
 
 def overlap(path: str, directories: Iterable[str]) -> str | None:

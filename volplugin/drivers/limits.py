@@ -1,4 +1,4 @@
-"""What drivers do with limits: options, the choice of a mechanism, promises.
+"""What drivers do with limits: the choice of a mechanism, changes, promises.
 
 Shared by the drivers whose volumes are limited in place; the means themselves are in
 `volplugin.quota`.
@@ -6,12 +6,11 @@ Shared by the drivers whose volumes are limited in place; the means themselves a
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
-from volplugin import options as declare
 from volplugin.drivers.driver import Spec
 from volplugin.errors import (
     InvalidArgument,
@@ -23,7 +22,7 @@ from volplugin.host import attributes, paths
 from volplugin.logs import log
 from volplugin.model import State, Usage, Volume
 from volplugin.quota.btrfs import BtrfsQuota
-from volplugin.quota.ids import IdRange, parse_range
+from volplugin.quota.ids import IdRange
 from volplugin.quota.mechanism import Limit, Limited, Mechanism
 from volplugin.quota.project import ProjectQuota
 from volplugin.sizes import format_size
@@ -32,38 +31,6 @@ logger = logging.getLogger(__name__)
 
 FACT: Final = "quota"
 """The fact that names a volume's mechanism; absent where nothing limits it."""
-
-
-def inodes_option() -> Any:
-    """Declare the option for a limit on the number of files."""
-    return declare.option(
-        help="how many files, directories and links it can hold",
-        parse=declare.count,
-        default=None,
-        shown="no limit",
-        unit="number",
-    )
-
-
-def ids_setting() -> Any:
-    """Declare the setting for the project ids that volumes get."""
-    return declare.option(
-        help="project ids that volumes may get",
-        parse=parse_range,
-        default=IdRange(),
-        unit="first-last",
-    )
-
-
-def overcommit_setting() -> Any:
-    """Declare the setting that `Limits.require_room` holds promises against."""
-    return declare.option(
-        help="the sizes of all volumes together may be so many times the disk's",
-        parse=declare.ratio,
-        default=None,
-        shown="no limit; a warning in the log above 1",
-        unit="ratio",
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -192,7 +159,7 @@ class Limits:
             log(logger, logging.WARNING, "over-committed", told=figures)
         self._warned = ratio > 1
 
-    def work(self, stop: Any) -> bool:
+    def work(self, stop: Callable[[], bool]) -> bool:
         """Go on with what mechanisms left for the background."""
         done = [mechanism.work(stop) for mechanism in self._mechanisms.values()]
         return all(done)

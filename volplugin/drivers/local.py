@@ -12,19 +12,11 @@ from typing import Any
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import limits
+from volplugin.drivers import declared, limits
 from volplugin.drivers.adopted import Adopted
-from volplugin.drivers.directories import allow_option
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.folders import Folders, Root, require_present
-from volplugin.drivers.limits import (
-    FACT,
-    Bound,
-    Limits,
-    ids_setting,
-    inodes_option,
-    overcommit_setting,
-)
+from volplugin.drivers.limits import FACT, Bound, Limits
 from volplugin.errors import InvalidArgument, Unsupported
 from volplugin.host.mountinfo import Mount
 from volplugin.model import Usage, Volume
@@ -51,7 +43,7 @@ class LocalOptions:
         unit="bytes",
         format=format_size,
     )
-    inodes: int | None = inodes_option()
+    inodes: int | None = declared.inodes_option()
     quota: str | None = declare.option(
         help="what limits it: project or btrfs",
         parse=declare.choice("project", "btrfs"),
@@ -59,28 +51,9 @@ class LocalOptions:
         shown="what works",
         unit="name",
     )
-    uid: int | None = declare.option(
-        help="owner of the volume's root",
-        parse=declare.identity,
-        default=None,
-        shown="0",
-        unit="user id",
-    )
-    gid: int | None = declare.option(
-        help="group of the volume's root",
-        parse=declare.identity,
-        default=None,
-        shown="0",
-        unit="group id",
-    )
-    mode: int | None = declare.option(
-        help="permissions of the volume's root",
-        parse=declare.mode,
-        default=None,
-        shown="0755",
-        unit="octal",
-        format="{:04o}".format,
-    )
+    uid: int | None = declared.uid_option(None)
+    gid: int | None = declared.gid_option(None)
+    mode: int | None = declared.mode_option(None, "0755")
 
     @property
     def is_limited(self) -> bool:
@@ -92,16 +65,10 @@ class LocalOptions:
 class LocalConfig:
     """What an operator can say of the backend."""
 
-    root: str | None = declare.option(
-        help="where the volumes are",
-        parse=declare.absolute_path,
-        default=None,
-        shown="BACKEND below the root",
-        unit="path",
-    )
-    allow: Sequence[str] | None = allow_option()
-    project_ids: IdRange = ids_setting()
-    overcommit: float | None = overcommit_setting()
+    root: str | None = declared.root_setting()
+    allow: Sequence[str] | None = declared.allow_setting()
+    project_ids: IdRange = declared.ids_setting()
+    overcommit: float | None = declared.overcommit_setting()
 
 
 class Local(Driver):

@@ -6,7 +6,7 @@ from typing import Any, Final
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import limits
+from volplugin.drivers import declared
 from volplugin.quota.ids import IdRange
 from volplugin.sizes import format_size
 
@@ -39,7 +39,7 @@ class QuotaOptions:
         unit="bytes",
         format=format_size,
     )
-    inodes: int | None = limits.inodes_option()
+    inodes: int | None = declared.inodes_option()
     quota: str | None = declare.option(
         help="what limits it: project, btrfs or loop",
         parse=declare.choice("project", "btrfs", LOOP),
@@ -60,25 +60,9 @@ class QuotaOptions:
         default=False,
         unit="true, false",
     )
-    uid: int = declare.option(
-        help="owner of the volume's root",
-        parse=declare.identity,
-        default=0,
-        unit="user id",
-    )
-    gid: int = declare.option(
-        help="group of the volume's root",
-        parse=declare.identity,
-        default=0,
-        unit="group id",
-    )
-    mode: int = declare.option(
-        help="permissions of the volume's root",
-        parse=declare.mode,
-        default=0o755,
-        unit="octal",
-        format="{:04o}".format,
-    )
+    uid: int = declared.uid_option()
+    gid: int = declared.gid_option()
+    mode: int = declared.mode_option(0o755)
     mkfs_block_size: int | None = _mkfs("block-size", "a block", 1024, 65536, "4K")
     mkfs_inode_size: int | None = _mkfs(
         "inode-size", "an inode", 128, 2048, "256, xfs 512"
@@ -113,12 +97,6 @@ class QuotaOptions:
 class QuotaConfig:
     """What an operator can say of the backend."""
 
-    root: str | None = declare.option(
-        help="where the volumes are",
-        parse=declare.absolute_path,
-        default=None,
-        shown="BACKEND below the root",
-        unit="path",
-    )
-    project_ids: IdRange = limits.ids_setting()
-    overcommit: float | None = limits.overcommit_setting()
+    root: str | None = declared.root_setting()
+    project_ids: IdRange = declared.ids_setting()
+    overcommit: float | None = declared.overcommit_setting()

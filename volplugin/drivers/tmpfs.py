@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import mountpoints, ownership
-from volplugin.drivers.directories import allow_option, require_allowed
+from volplugin.drivers import declared, mountpoints, ownership
+from volplugin.drivers.directories import require_allowed
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.markers import Markers
 from volplugin.errors import InvalidArgument, Unavailable
@@ -43,25 +43,9 @@ class TmpfsOptions:
         shown="half the host's pages",
         unit="number",
     )
-    mode: int = declare.option(
-        help="permissions of the volume's root",
-        parse=declare.mode,
-        default=0o1777,
-        unit="octal",
-        format="{:04o}".format,
-    )
-    uid: int = declare.option(
-        help="owner of the volume's root",
-        parse=declare.identity,
-        default=0,
-        unit="user id",
-    )
-    gid: int = declare.option(
-        help="group of the volume's root",
-        parse=declare.identity,
-        default=0,
-        unit="group id",
-    )
+    mode: int = declared.mode_option(0o1777)
+    uid: int = declared.uid_option()
+    gid: int = declared.gid_option()
     exec: bool = declare.option(
         help="allow programs in it to be run",
         parse=declare.boolean,
@@ -87,7 +71,7 @@ class TmpfsConfig:
         default="/mnt/tmpfs",
         unit="path",
     )
-    allow: Sequence[str] | None = allow_option()
+    allow: Sequence[str] | None = declared.allow_setting()
 
 
 class Tmpfs(Driver):
