@@ -5,7 +5,7 @@ options are. `volplugin.config` reads them from their sources.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -13,9 +13,9 @@ import attrs
 from volplugin.errors import InvalidArgument
 from volplugin.options import (
     absolute_path,
+    choice,
     identity,
     mode,
-    nearest,
     option,
     seconds,
     text,
@@ -28,17 +28,6 @@ DEFAULT_ADMIN_SOCKET: Final = "/run/volplugin/admin.sock"
 _LONGEST_SOCKET: Final = 107  # bytes: unix(7)'s sun_path has 108, with the final NUL
 _PERCENT: Final = re.compile(r"[1-9][0-9]?|100")
 _ACCOUNT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
-
-
-def _choice(*names: str) -> Callable[[str], str]:
-    def parse(given: str) -> str:
-        if given not in names:
-            raise InvalidArgument(
-                f"{quote(given)} is none of {', '.join(names)}{nearest(given, names)}"
-            )
-        return given
-
-    return parse
 
 
 def _account(given: str) -> str | int:
@@ -151,11 +140,11 @@ class Config:
         unit="name",
     )
     log_format: str = option(
-        help="text or json", parse=_choice("text", "json"), default="text"
+        help="text or json", parse=choice("text", "json"), default="text"
     )
     log_level: str = option(
         help="debug, info, warning or error",
-        parse=_choice("debug", "info", "warning", "error"),
+        parse=choice("debug", "info", "warning", "error"),
         default="info",
     )
     sweep_interval: float = option(

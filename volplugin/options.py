@@ -6,7 +6,6 @@ settings (from the configuration file) are frozen attrs classes whose fields are
 come from there. The parsers that most options need are offered here by name.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -21,6 +20,7 @@ from volplugin.parsers import (
     count,
     identity,
     mode,
+    nearest,
     path_list,
     quote,
     ratio,
@@ -60,7 +60,6 @@ _UNSET: Final = "unset"
 
 # A request's body may hold a hundred thousand unknown keys: naming these is enough.
 _MOST_FAULTS: Final = 20
-_LONGEST_WORD: Final = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -187,15 +186,6 @@ def differences(is_now: T, asked: T) -> list[str]:
     return found
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'size'?``, the end of a message on ``word``, or ""."""
-    if len(word) > _LONGEST_WORD:
-        return ""
-    by_form = {_plain(each): each for each in known}
-    found = difflib.get_close_matches(_plain(word), by_form, n=1)
-    return f"; did you mean {by_form[found[0]]!r}?" if found else ""
-
-
 @attrs.frozen(kw_only=True)
 class Common:
     """What every create may carry beside its driver's own options in ``rest``."""
@@ -263,10 +253,6 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
 
 def _visible(attribute: str, declared: _Declared) -> str:
     return declared.name or attribute.replace("_", "-")
-
-
-def _plain(word: str) -> str:
-    return word.lower().replace("_", "-")
 
 
 def _show(declared: _Declared, value: Any) -> str:

@@ -4,11 +4,12 @@ Each takes the user's text and returns the value, or raises `InvalidArgument` th
 what the text is and what would be right. None trims, guesses or repairs.
 """
 
+import difflib
 import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from volplugin import sizes
@@ -16,6 +17,7 @@ from volplugin.errors import InvalidArgument
 
 _LARGEST_ID: Final = 2**32 - 2  # chown(2) takes -1, 2**32-1, for "leave as it is"
 _LONGEST_PATH: Final = 4095  # bytes: the kernel's PATH_MAX, 4096, counts the final NUL
+_LONGEST_WORD: Final = 64
 _LARGEST_RATIO: Final = 1000.0
 _LONGEST_WAIT: Final = 1e6  # seconds; Python's own waits overflow far above
 
@@ -126,21 +128,22 @@ def text(text: str) -> str:
 
 def seconds(text: str) -> float:
     """Parse a time in seconds, above 0 and up to a million: ``5``, ``0.5``."""
-    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
-    if not 0 < value <= _LONGEST_WAIT:
-        raise InvalidArgument(
-            f"{quote(text)} is not a time; give seconds above 0, such as 5 or 0.5"
-        )
-    return value
+    return _above_zero(
+        text, _LONGEST_WAIT, "a time; give seconds above 0, such as 5 or 0.5"
+    )
 
 
 def ratio(text: str) -> float:
     """Parse a ratio, above 0 and up to a thousand: ``1``, ``1.5``."""
+    return _above_zero(
+        text, _LARGEST_RATIO, "a ratio; give a number above 0, such as 1 or 1.5"
+    )
+
+
+def _above_zero(text: str, most: float, meant: str) -> float:
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
-    if not 0 < value <= _LARGEST_RATIO:
-        raise InvalidArgument(
-            f"{quote(text)} is not a ratio; give a number above 0, such as 1 or 1.5"
-        )
+    if not 0 < value <= most:
+        raise InvalidArgument(f"{quote(text)} is not {meant}")
     return value
 
 
@@ -149,10 +152,25 @@ def choice(*names: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise InvalidArgument(f"{quote(text)} is none of {', '.join(names)}")
+            raise InvalidArgument(
+                f"{quote(text)} is none of {', '.join(names)}{nearest(text, names)}"
+            )
         return text
 
     return parse
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'size'?``, the end of a message on ``word``, or ""."""
+    if len(word) > _LONGEST_WORD:
+        return ""
+    by_form = {_form(each): each for each in known}
+    found = difflib.get_close_matches(_form(word), by_form, n=1)
+    return f"; did you mean {by_form[found[0]]!r}?" if found else ""
+
+
+def _form(word: str) -> str:
+    return word.lower().replace("_", "-")
 
 
 def _plain(path: str) -> str:

@@ -62,7 +62,8 @@ async def _verify(core: Core, backend: Backend) -> None:
         return
     specs = []
     for volume in core.catalog.store.volumes.values():
-        if volume.backend == backend.name:
+        # Those without facts have nothing that could be lost, and may be thousands.
+        if volume.backend == backend.name and volume.facts:
             with contextlib.suppress(VolpluginError):  # its Status tells
                 specs.append(core.catalog.spec(volume))
     await backend.run(backend.driver.verify, specs)

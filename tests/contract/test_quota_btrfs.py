@@ -20,7 +20,7 @@ from volplugin.errors import (
     Unsupported,
     VolpluginError,
 )
-from volplugin.host import btrfs, paths, qgroups
+from volplugin.host import btrfs, paths, qgroups, trees
 from volplugin.quota.btrfs import BtrfsQuota
 from volplugin.quota.mechanism import Limit, Limited
 
@@ -424,7 +424,7 @@ def test_the_qgroup_goes_with_the_volume(quotas: Path) -> None:
     assert shown(quotas).count("\n0/") == 3
     QUOTA.forget(str(quotas), {})
     for _ in range(2):
-        assert QUOTA.delete(str(path), never)
+        assert trees.delete(str(path), stop=never)
     assert not path.exists()
     assert shown(quotas).count("\n0/") == 1
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import attrs
 from support.commands import run
 
+from volplugin.host import trees
 from volplugin.quota.ids import IdRange
 from volplugin.quota.mechanism import Facts, Limit
 from volplugin.quota.project import ProjectQuota
@@ -76,7 +77,7 @@ class Limited:
     def remove(self) -> None:
         """Remove it as a volume is removed: the limit first of all that is left."""
         self.mechanism.forget(str(self.path.parent), self.facts)
-        assert self.mechanism.delete(str(self.path), lambda: False)
+        assert trees.delete(str(self.path), stop=lambda: False)
 
 
 def make(mechanism: ProjectQuota, path: Path) -> Limited:

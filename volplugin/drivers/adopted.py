@@ -13,7 +13,7 @@ from volplugin.drivers.limits import FACT, Bound, Limits, limit_of, require_fits
 from volplugin.drivers.markers import Markers
 from volplugin.errors import AlreadyExists, InvalidArgument
 from volplugin.failpoints import hit
-from volplugin.host import attributes, paths
+from volplugin.host import attributes, paths, trees
 from volplugin.model import State
 
 
@@ -106,8 +106,8 @@ class Adopted:
             for made in reversed(spec.volume.facts["made"].split(":")):
                 if not made or paths.identity(made) is None or os.listdir(made):
                     continue
-                if made == path and bound is not None:
-                    bound.mechanism.delete(made, lambda: False)
+                if made == path and bound is not None:  # maybe a subvolume
+                    trees.delete(made, stop=lambda: False)
                 else:
                     paths.remove_directory(made)
 

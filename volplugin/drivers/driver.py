@@ -174,7 +174,7 @@ class Verifies(Protocol):
     """A driver whose limits can be lost without its doing."""
 
     def verify(self, specs: Sequence[Spec]) -> None:
-        """Hold the limits and ids of all known volumes against what is there.
+        """Hold the limits and ids of all volumes with facts against what is there.
 
         Called at start, after `Driver.open`. What differs for a volume that is ready is
         put right and logged; ids of the others are only kept from being given again.

@@ -4,6 +4,7 @@ Reading is apart from asking, so that one read serves many volumes. Paths are ab
 without ``.``, ``..`` and symbolic links, as the kernel writes them.
 """
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -45,6 +46,24 @@ def read(pid: int | str = "self") -> list[Mount]:
     with open(f"/proc/{pid}/mountinfo", "rb") as table:
         # By newline alone: a carriage return in a name is not escaped.
         return [_parse(line) for line in table.read().split(b"\n") if line]
+
+
+def mount_id(descriptor: int) -> int:
+    """Return the id of the mount that an open file is on, see proc_pid_fdinfo(5).
+
+    A device number tells neither a bind mount, which has that of its origin, nor what
+    is no mount: subvolumes of btrfs have their own, and so have the empty directories
+    that a snapshot has in the place of subvolumes. Raise `OSError` as it comes.
+    """
+    table = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(table, 4096).split(b"\n")
+    finally:
+        os.close(table)
+    for line in lines:
+        if line.startswith(b"mnt_id:"):
+            return int(line[7:])
+    raise OSError(errno.ENOSYS, "/proc tells no mount ids")
 
 
 def at(path: str, mounts: Sequence[Mount]) -> Mount | None:

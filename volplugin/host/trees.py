@@ -79,25 +79,12 @@ def _start(path: str, directory: int, name: str) -> "_Walk | None":
     except NotADirectoryError as error:
         raise InvalidArgument(f"delete {path}: it is not a directory") from error
     try:
-        return _Walk(path, directory, top, _mount_id(top), [_Level.of(name, top)])
+        return _Walk(
+            path, directory, top, mountinfo.mount_id(top), [_Level.of(name, top)]
+        )
     except OSError:
         os.close(top)
         raise
-
-
-def _mount_id(descriptor: int) -> int:
-    # proc_pid_fdinfo(5). A device number tells neither a bind mount, which has that of
-    # its origin, nor what is no mount: subvolumes have their own, and so have the empty
-    # directories that a snapshot has in the place of subvolumes.
-    table = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        lines = os.read(table, 4096).split(b"\n")
-    finally:
-        os.close(table)
-    for line in lines:
-        if line.startswith(b"mnt_id:"):
-            return int(line[7:])
-    raise OSError(errno.ENOSYS, "/proc tells no mount ids")
 
 
 @attrs.define
@@ -202,7 +189,7 @@ class _Walk:
             os.close(child)
 
     def _level_of(self, name: str, child: int) -> _Level:
-        if _mount_id(child) != self.mount:
+        if mountinfo.mount_id(child) != self.mount:
             raise InUse(
                 f"delete {self.path}: {self._shown(name)} is another file system; "
                 "unmount it first"

@@ -15,7 +15,7 @@ from volplugin.errors import (
     Unsupported,
     VolpluginError,
 )
-from volplugin.host import btrfs, qgroups, trees
+from volplugin.host import btrfs, qgroups
 from volplugin.host.btrfs import Subvolume
 from volplugin.host.qgroups import Qgroup
 from volplugin.logs import log
@@ -190,10 +190,6 @@ class BtrfsQuota(Mechanism):
 
     def forget(self, directory: str, facts: Facts) -> None:
         """Do nothing: `delete` takes the limit with the subvolume."""
-
-    def delete(self, path: str, stop: Callable[[], bool]) -> bool:
-        """Delete the subvolume with those below it, and their qgroups."""
-        return trees.delete(path, stop=stop)
 
     def work(self, stop: Callable[[], bool]) -> bool:
         """Do nothing: nothing was left."""

@@ -133,10 +133,6 @@ class Mechanism(ABC):
         """
 
     @abstractmethod
-    def delete(self, path: str, stop: Callable[[], bool]) -> bool:
-        """Delete the directory ``path`` that `make` made, as `host.trees.delete`."""
-
-    @abstractmethod
     def work(self, stop: Callable[[], bool]) -> bool:
         """Go on with what `adopt` and `release` left; return whether all is done.
 

@@ -21,7 +21,7 @@ from volplugin.errors import (
     Unsupported,
     VolpluginError,
 )
-from volplugin.host import paths, projects, quotactl, trees
+from volplugin.host import paths, projects, quotactl
 from volplugin.host.projects import Project
 from volplugin.host.quotactl import Quota, Switches
 from volplugin.logs import log
@@ -246,10 +246,6 @@ class ProjectQuota(Mechanism):
             # The store, which forgets the volume next, may be on another disk.
             projects.sync(directory, projects.of(directory))
         ids.release(directory, number)
-
-    def delete(self, path: str, stop: Callable[[], bool]) -> bool:
-        """Delete as any tree."""
-        return trees.delete(path, stop=stop)
 
     def work(self, stop: Callable[[], bool]) -> bool:
         """Tag and untag."""

@@ -13,10 +13,10 @@ from typing import Final
 
 import attrs
 
-from volplugin.host import projects
+from volplugin.host import mountinfo, projects
 from volplugin.host.projects import Project
 from volplugin.logs import log
-from volplugin.quota.walk import CHANGED, mount_of
+from volplugin.quota.walk import CHANGED
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ class Tagger:
     special: int = 0
     foreign: int = 0
     refused: int = 0
-    _mount: str = ""
+    _mount: int = 0  # of the top, once it is seen
     _told: float = attrs.field(factory=time.monotonic)
 
     def directory(self, descriptor: int) -> None:
         """Take a directory."""
-        self._mount = self._mount or mount_of(descriptor)
+        self._mount = self._mount or mountinfo.mount_id(descriptor)
         self._count()
         self._put(descriptor, inherits=self.job.target != 0)
 
@@ -88,7 +88,8 @@ class Tagger:
             self._refuse(error, entry.name)
             return
         try:
-            if mount_of(descriptor) != self._mount:  # a file may be a mountpoint too
+            # A file may be a mountpoint too.
+            if mountinfo.mount_id(descriptor) != self._mount:
                 self.special += 1
             else:
                 self._put(descriptor, inherits=False)

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import attrs
 
 from volplugin.errors import from_os_error
-from volplugin.host import paths
+from volplugin.host import mountinfo, paths
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -100,7 +100,7 @@ def walk(path: str, visitor: Visitor, stop: Callable[[], bool]) -> bool:
     missing raises `NotFound`.
     """
     top = paths.open_directory(path)
-    going = _Walk(path, top, mount_of(top), visitor, stop)
+    going = _Walk(path, top, mountinfo.mount_id(top), visitor, stop)
     try:
         return going.run()
     except OSError as error:
@@ -109,23 +109,11 @@ def walk(path: str, visitor: Visitor, stop: Callable[[], bool]) -> bool:
         going.close()
 
 
-def mount_of(descriptor: int) -> str:
-    """Return the id of the mount that an open file is on, see proc(5) ``fdinfo``.
-
-    It tells a bind mount apart, where the device number is the same.
-    """
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("mnt_id:"):
-                return line.split()[1]
-    return ""  # before Linux 3.15
-
-
 @attrs.define
 class _Walk:
     path: str
     top: int
-    mount: str
+    mount: int
     visitor: Visitor
     stop: Callable[[], bool]
     here: int = -1  # the directory where the walk is, the last level's
@@ -172,7 +160,7 @@ class _Walk:
             if error.errno in CHANGED:
                 return True
             raise
-        if mount_of(child) != self.mount:
+        if mountinfo.mount_id(child) != self.mount:
             os.close(child)
             return True
         os.close(self.here)
