@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 from driver_cases import KINDS, PROJECT_DISK, Case, Kind, cleaned, snapshot
-from support.disks import disk
+from support.disks import disk, enable_quotas
 
 from volplugin import failpoints
 from volplugin.drivers.driver import Discovers
@@ -42,10 +41,7 @@ def btrfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A btrfs with quotas on."""
     folder = tmp_path_factory.mktemp("btrfs")
     with disk(folder, "btrfs", 1 << 30) as mountpoint:
-        # On Linux 6.18 changes made while the first count runs can spoil it.
-        for words in (("enable",), ("rescan", "-w")):
-            command = ["btrfs", "quota", *words, mountpoint]
-            subprocess.run(command, check=True, capture_output=True)
+        enable_quotas(mountpoint)
         yield mountpoint
         assert not qgroups.state(str(mountpoint)).is_inconsistent, "counts were spoilt"
 

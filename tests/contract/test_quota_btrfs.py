@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
-from support.disks import disk
+from support.disks import disk, enable_quotas
 from support.require import require
 
 from volplugin.errors import (
@@ -41,8 +41,7 @@ def plain(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def quotas(plain: Path) -> Path:
     """A btrfs with quotas, counted."""
-    run("btrfs", "quota", "enable", plain)
-    run("btrfs", "quota", "rescan", "-w", plain)
+    enable_quotas(plain)
     return plain
 
 
@@ -155,8 +154,7 @@ def test_the_minimum_with_other_blocks(tmp_path: Path, options: list[str]) -> No
     """The minimum takes files with the smallest and the largest metadata blocks too."""
     require("btrfs")
     with disk(tmp_path, "btrfs", 512 * MIB, options) as mountpoint:
-        run("btrfs", "quota", "enable", mountpoint)
-        run("btrfs", "quota", "rescan", "-w", mountpoint)
+        enable_quotas(mountpoint)
         path = make(mountpoint / "v", MIB)
         (path / "file").write_bytes(bytes(500_000))
         btrfs.sync(str(path))
@@ -246,8 +244,7 @@ def test_a_limit_outlives_a_power_cut(tmp_path: Path, scratch: Path) -> None:
     """It is on disk at return."""
     require("btrfs")
     with disk(tmp_path, "btrfs", 256 * MIB) as mountpoint:
-        run("btrfs", "quota", "enable", mountpoint)
-        run("btrfs", "quota", "rescan", "-w", mountpoint)
+        enable_quotas(mountpoint)
         make(mountpoint / "v", 5 * MIB)
         run("cp", "--sparse=always", mountpoint.parent / "image", scratch / "image")
     after = scratch / "after"
@@ -356,8 +353,7 @@ def test_a_hundred_volumes_in_one_pass(quotas: Path) -> None:
 def test_measuring_two_file_systems(quotas: Path, tmp_path: Path) -> None:
     """Volumes of equal subvolume ids on two disks are kept apart."""
     with disk(tmp_path, "btrfs", 256 * MIB) as other:
-        run("btrfs", "quota", "enable", other)
-        run("btrfs", "quota", "rescan", "-w", other)
+        enable_quotas(other)
         here, there = make(quotas / "v", 2 * MIB), make(other / "v", 3 * MIB)
         assert number_of(here) == number_of(there)
         volumes = {"here": Limited(str(here), {}), "there": Limited(str(there), {})}
@@ -402,8 +398,7 @@ def test_quotas_switched_off_and_on(quotas: Path) -> None:
     with pytest.raises(Unsupported, match="quotas are off"):
         QUOTA.set_limit(str(path), {}, Limit(size=5 * MIB))
     QUOTA.release(str(path), {})
-    run("btrfs", "quota", "enable", quotas)
-    run("btrfs", "quota", "rescan", "-w", quotas)
+    enable_quotas(quotas)
     said = QUOTA.verify(str(path), {}, Limit(size=5 * MIB))
     assert said == "limit none instead of size=5M"
 

@@ -43,6 +43,12 @@ def disk(
         yield mountpoint
 
 
+def enable_quotas(mountpoint: Path) -> None:
+    """Switch on the quotas of a btrfs, and wait until all of it is counted."""
+    run("btrfs", "quota", "enable", mountpoint)
+    run("btrfs", "quota", "rescan", "-w", mountpoint)
+
+
 def _unmount(mountpoint: Path) -> None:
     mounts = mountinfo.read()
     while mountinfo.at(str(mountpoint), mounts) is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
-from support.disks import disk
+from support.disks import disk, enable_quotas
 from support.require import require
 
 from volplugin.errors import AlreadyExists, NoSpace, NotFound, Unsupported
@@ -29,8 +29,7 @@ def plain(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def quotas(plain: Path) -> Path:
     """A btrfs with quotas, counted."""
-    run("btrfs", "quota", "enable", plain)
-    run("btrfs", "quota", "rescan", "-w", plain)
+    enable_quotas(plain)
     return plain
 
 

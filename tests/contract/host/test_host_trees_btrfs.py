@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
-from support.disks import disk
+from support.disks import disk, enable_quotas
 from support.require import require
 
 from volplugin import failpoints
@@ -23,8 +23,7 @@ def top(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     require("btrfs")
     with disk(tmp_path, "btrfs", 256 << 20) as mountpoint:
         if request.param == "quotas":
-            run("btrfs", "quota", "enable", mountpoint)
-            run("btrfs", "quota", "rescan", "-w", mountpoint)
+            enable_quotas(mountpoint)
         yield mountpoint / "top"
         if request.param == "quotas":
             subvolumes = set(ids(mountpoint)) | {5}
