@@ -6,7 +6,9 @@ inherits it: one that outlives us keeps a second one, and a mount, away.
 """
 
 import contextlib
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -145,6 +147,16 @@ def grow(device: str, mountpoint: str, kind: str) -> None:
         ) from error
 
 
+def sync(mountpoint: str) -> None:
+    """Bring all that was written to the mounted file system onto its device.
+
+    In a process of its own, by coreutils' sync, as the device may not answer. Raise as
+    `commands.run`.
+    """
+    words = ["sync", "--file-system", mountpoint]
+    commands.run(words, limit=_LOOK_LIMIT, doing=f"sync {mountpoint}")
+
+
 def smallest(image: str) -> int:
     """Return the bytes that the unmounted ext4 could be shrunk to, by its own estimate.
 
@@ -206,7 +218,10 @@ def require_fits(image: str, to: int) -> None:
 @contextlib.contextmanager
 def _alone(image: str) -> Iterator[int]:
     with loops.locked(image) as lock:
-        devices = loops.devices_of(image)
+        # e2fsck keeps others off a device by itself. And each loop device would be
+        # asked for its file's attributes, which one with a hung FUSE below never has.
+        is_device = stat.S_ISBLK(os.fstat(lock).st_mode)
+        devices = [] if is_device else loops.devices_of(image)
         if devices:
             raise InUse(
                 f"{image} is in use by {devices[0]}: unmount it (`findmnt {devices[0]}`"

@@ -1,57 +1,27 @@
-"""Loop devices: files as block devices, after linux/loop.h and loop(4).
+"""Loop devices: files as block devices.
 
-A device that we make clears itself with its last user (``LO_FLAGS_AUTOCLEAR``): ours
+A device of `attach` clears itself with its last user (``LO_FLAGS_AUTOCLEAR``): ours
 until the descriptor is closed, then the mount. So the death of this process at any
-moment leaves none behind.
+moment leaves none behind. One of `make` stays until `clear`, and is to be found again
+by the path of its file, which is in sysfs: nothing has to be asked of a file system
+that may be dead.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
-import stat
-import struct
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
-import attrs
+from volplugin.errors import InUse, Unavailable, from_os_error
+from volplugin.host import loopctl
+from volplugin.host.loopctl import Loop
 
-from volplugin.errors import NoSpace, Unavailable, Unsupported, from_os_error
-
-_GET_STATUS64: Final = 0x4C05
-_SET_CAPACITY: Final = 0x4C07
-_CONFIGURE: Final = 0x4C0A  # since Linux 5.8
-_CTL_GET_FREE: Final = 0x4C82
-
-_AUTOCLEAR: Final = 4
-_DIRECT_IO: Final = 16
-
-# struct loop_info64: device, inode, rdevice, offset, sizelimit; number, encrypt_type,
-# encrypt_key_size, flags; file name, crypt name, key; init.
-_INFO: Final = struct.Struct("=5Q4I64s64s32s2Q")
-# struct loop_config: descriptor, block size (0: the kernel's choice); info; reserved.
-_CONFIG: Final = struct.Struct(f"=II{_INFO.size}s64x")
-_NAME_MAX: Final = 63  # LO_NAME_SIZE with its NUL
-
-_TRIES: Final = 200
 _PAUSE: Final = 0.01  # seconds
 _LOCK_WAIT: Final = 10.0  # seconds
-
-# Another process, or thread, was given the same free device, or it has just gone.
-_RACES: Final = frozenset({errno.EBUSY, errno.ENXIO, errno.ENODEV, errno.ENOENT})
-
-# Threads of ours need not race each other.
-_making = threading.Lock()
-
-
-@attrs.frozen
-class Loop:
-    """A loop device that stays as long as ``descriptor``, or a mount, is open."""
-
-    device: str
-    descriptor: int
+_CLEAR_WAIT: Final = 5.0  # seconds for a program that looks at the device to leave it
 
 
 @contextlib.contextmanager
@@ -65,7 +35,9 @@ def attach(file: str) -> Iterator[Loop]:
     while a program works on the file, `NotFound` for a missing file.
     """
     with locked(file):
-        loop = _existing(file) or _make(file)
+        loop = _existing(file) or loopctl.configure(
+            file, loopctl.AUTOCLEAR | loopctl.DIRECT_IO
+        )
     try:
         yield loop
     finally:
@@ -112,13 +84,85 @@ def set_capacity(device: str) -> None:
     """Make ``device`` (``/dev/loopN``) as large as its file is now. Idempotent."""
     doing = f"change the size of {device}"
     try:
-        descriptor = _open(device)
+        descriptor = loopctl.open_device(device)
         try:
-            fcntl.ioctl(descriptor, _SET_CAPACITY)
+            loopctl.take_capacity(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise from_os_error(error, doing) from error
+
+
+def make(file: str, *, read_only: bool = False) -> str:
+    """Make ``file`` a loop device that stays, with direct I/O; return ``/dev/loopN``.
+
+    Not idempotent. Errors as for `attach`.
+    """
+    loop = loopctl.configure(
+        file, loopctl.DIRECT_IO | (loopctl.READ_ONLY if read_only else 0)
+    )
+    os.close(loop.descriptor)
+    return loop.device
+
+
+def backing_files() -> dict[str, str]:
+    """Return the file of each loop device ``/dev/loopN`` that has one, from sysfs.
+
+    The path of a file whose file system was detached is cut short.
+    """
+    found = {}
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop"):
+            with contextlib.suppress(OSError):  # it has none, or none any more
+                with open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+                    path = os.fsdecode(file.read().removesuffix(b"\n"))
+                found[f"/dev/{name}"] = path
+    return found
+
+
+def sequence(device: str) -> str | None:
+    """Return a number that ``device`` gets anew with each file, unique in this boot.
+
+    None for a device that is gone, and before Linux 5.15.
+    """
+    try:
+        with open(f"/sys/block/{device[5:]}/diskseq", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def clear(device: str, number: str | None) -> bool:
+    """Flush ``device`` and take it from its file, if its `sequence` is ``number``.
+
+    Idempotent. Tell whether it could be flushed; it goes either way. Raise `InUse`
+    while it is mounted, or open, anywhere on the host.
+    """
+    doing = f"clear {device}"
+    try:
+        descriptor = loopctl.open_device(device, os.O_RDONLY | os.O_EXCL)
+    except OSError as error:
+        if error.errno in loopctl.RACES - {errno.EBUSY}:
+            return True
+        if error.errno == errno.EBUSY:
+            raise InUse(
+                f"{doing}: it is mounted, or a program has it open; `findmnt {device}`"
+                f" and `fuser -v {device}` show where"
+            ) from error
+        raise from_os_error(error, doing) from error
+    try:
+        if sequence(device) != number:  # another file's by now
+            return True
+        flushed = _flush(descriptor)
+        loopctl.clear(descriptor)
+    finally:
+        os.close(descriptor)
+    end = time.monotonic() + _CLEAR_WAIT
+    while device in backing_files() and sequence(device) == number:
+        if time.monotonic() > end:
+            raise InUse(f"{doing}: a program has it open: `fuser -v {device}` shows it")
+        time.sleep(_PAUSE)
+    return flushed
 
 
 @contextlib.contextmanager
@@ -167,111 +211,30 @@ def _existing(file: str) -> Loop | None:
 def _candidates(file: str) -> Iterator[tuple[int, str]]:
     try:
         found = os.stat(file, follow_symlinks=False)
-        names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+        known = backing_files()
     except FileNotFoundError:
         return
     except OSError as error:
         raise from_os_error(error, f"look for loop devices of {file}") from error
-    for name in sorted(names):
-        # Those without a file are left alone: an open device can't be removed.
-        if not os.path.exists(f"/sys/block/{name}/loop/backing_file"):
+    for device in sorted(known):
+        # By path it could be another's, so it is asked. That waits for the file system
+        # of its file, which may hang, and so only where the file can have that name.
+        name = os.path.basename(known[device])
+        if found.st_nlink == 1 and name != os.path.basename(file):
             continue
-        device = f"/dev/{name}"
         try:
-            descriptor = _open(device)
+            descriptor = loopctl.open_device(device)
         except OSError:  # it has just gone
             continue
-        if _backed_by(descriptor) == (found.st_dev, found.st_ino):
+        if loopctl.backed_by(descriptor) == (found.st_dev, found.st_ino):
             yield descriptor, device
         else:
             os.close(descriptor)
 
 
-def _backed_by(descriptor: int) -> tuple[int, int] | None:
-    buffer = bytearray(_INFO.size)
+def _flush(descriptor: int) -> bool:
     try:
-        fcntl.ioctl(descriptor, _GET_STATUS64, buffer)
-    except OSError:  # ENXIO: cleared meanwhile
-        return None
-    device, inode = _INFO.unpack(buffer)[:2]
-    return device, inode
-
-
-def _make(file: str) -> Loop:
-    try:
-        # Not the one of the lock, which would then last as long as the device.
-        backing = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise from_os_error(error, f"open {file}") from error
-    try:
-        for _ in range(_TRIES):
-            with _making:
-                loop = _try_make(file, backing)
-            if loop is not None:
-                return loop
-            time.sleep(_PAUSE)
-    except OSError as error:
-        raise from_os_error(error, f"make a loop device of {file}") from error
-    finally:
-        os.close(backing)
-    raise NoSpace(f"make a loop device of {file}: none is free; try again")
-
-
-def _try_make(file: str, backing: int) -> Loop | None:
-    device = f"/dev/loop{_free_number()}"
-    name = os.fsencode(file)[:_NAME_MAX]
-    flags = _AUTOCLEAR | _DIRECT_IO
-    info = _INFO.pack(*[0] * 8, flags, name, b"", b"", 0, 0)
-    try:
-        writable = _open(device, os.O_RDWR)
-    except OSError as error:
-        if error.errno in _RACES:
-            return None
-        raise
-    try:
-        fcntl.ioctl(writable, _CONFIGURE, _CONFIG.pack(backing, 0, info))
-        # A kernel without BLK_DEV_WRITE_MOUNTED mounts nothing that is open to write.
-        return Loop(device, _open(device))
-    except OSError as error:
-        if error.errno in _RACES:
-            return None
-        if error.errno in {errno.EINVAL, errno.ENOTTY} and _is_before_5_8():
-            raise Unsupported(
-                f"make a loop device of {file}: the kernel {os.uname().release} is too"
-                " old, it takes 5.8"
-            ) from error
-        raise
-    finally:
-        os.close(writable)
-
-
-def _free_number() -> int:
-    try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise Unsupported(
-            "there is no /dev/loop-control: load the kernel's module (`modprobe loop`)"
-        ) from error
-    try:
-        return fcntl.ioctl(control, _CTL_GET_FREE)
-    finally:
-        os.close(control)
-
-
-def _open(device: str, flags: int = os.O_RDONLY) -> int:
-    # Without devtmpfs, as in containers, no one makes the nodes of new devices.
-    with open(f"/sys/block/{device[5:]}/dev", encoding="ascii") as file:
-        major, minor = (int(number) for number in file.read().split(":"))
-    if not os.path.exists(device):
-        with contextlib.suppress(FileExistsError):
-            os.mknod(device, stat.S_IFBLK | 0o600, os.makedev(major, minor))
-    descriptor = os.open(device, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if os.fstat(descriptor).st_rdev != os.makedev(major, minor):
-        os.close(descriptor)
-        raise OSError(errno.ENODEV, f"{device} is not the device {major}:{minor}")
-    return descriptor
-
-
-def _is_before_5_8() -> bool:
-    numbers = os.uname().release.split(".")
-    return (int(numbers[0]), int(numbers[1].partition("-")[0])) < (5, 8)
+        os.fsync(descriptor)
+    except OSError:
+        return False
+    return True
