@@ -14,7 +14,7 @@ from support.engine import Engine, running  # noqa: E402
 from support.host import Host  # noqa: E402
 
 # Real mounts, disks and containers, without a server.
-pytest_plugins = ["support.kernel"]
+pytest_plugins = ["support.kernel", "support.clusters"]
 
 os.environ[processes.SESSION] = uuid.uuid4().hex
 

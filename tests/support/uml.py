@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
+from support.network import Network
 from support.require import require, require_root
 from support.wait import eventually
 
@@ -57,6 +58,7 @@ mount -t tmpfs tmpfs /run
 ln -sf /proc/self/fd /dev/fd
 mkdir -p /lib/modules
 mount --bind {modules} /lib/modules
+ip link set lo up
 cd /
 """
 
@@ -64,16 +66,20 @@ cd /
 class Machine:
     """A computer with ``disks`` (/dev/ubda, /dev/ubdb …); ``close`` when done with it.
 
-    Its scripts reach this machine by the folder `output` alone, at `OUTPUT`. Off when
-    made; it can be started again after it has ended or its power was cut.
+    Its scripts reach this machine by the folder `output`, at `OUTPUT`, and by
+    ``network`` where it is on one. Off when made; it can be started again after it has
+    ended or its power was cut.
     """
 
-    def __init__(self, disks: Sequence[Path]) -> None:
+    def __init__(
+        self, disks: Sequence[Path] = (), *, network: Network | None = None
+    ) -> None:
         require_root()
         self._kernel = require("linux.uml")
-        for command in ("busybox", "insmod", "pivot_root"):
+        for command in ("busybox", "insmod", "ip", "pivot_root"):
             require(command)
         self._disks = disks
+        self._network = network
         # hostfs takes the folder as a mount option.
         self._folder = Path(tempfile.mkdtemp(prefix="uml-")).resolve()
         self.output = self._folder / "out"
@@ -96,12 +102,15 @@ class Machine:
         init.write_text(_INIT.format(**places))
         init.chmod(0o755)
         guest = self.output / "guest"
-        guest.write_text(_GUEST.format(**places) + variables + script)
+        network = self._network.script if self._network else ""
+        guest.write_text(_GUEST.format(**places) + network + variables + script)
         disks = [f"ubd{'abcd'[i]}={disk}" for i, disk in enumerate(self._disks)]
         command = [self._kernel, f"mem={_MEMORY}", "rootfstype=hostfs", "rootflags=/"]
         command += ["ro", f"init={init}", f"uml_dir={self._folder}/", "umid=machine"]
         # One console alone, and that is of no interest: two would fight for stdin.
         command += ["con=null", "ssl=null", "con0=null,fd:1", "quiet", *disks]
+        if self._network:
+            command.append(self._network.option)
         with (self._folder / "kernel").open("wb") as output:
             self._process = subprocess.Popen(
                 command,
@@ -116,10 +125,11 @@ class Machine:
         return self._process is not None and self._process.poll() is None
 
     def wait(self, seconds: float) -> None:
-        """Wait until it has powered off."""
-        eventually(
-            lambda: not self.is_running(), f"powers off\n{self.told()}", seconds=seconds
-        )
+        """Wait until it has powered off; fail with what it has told by then."""
+        try:
+            eventually(lambda: not self.is_running(), "powers off", seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.told()}") from None
 
     def cut(self) -> None:
         """Cut the power: whatever runs in it ends at once, with its kernel.
@@ -173,12 +183,13 @@ def run_tests(
     machine.start(f"cd {_REPOSITORY} && {shlex.join(words)}\n", variables)
     machine.wait(seconds)
     assert report.exists(), f"no test was run\n{machine.told()}"
-    outcomes = {}
+    outcomes: dict[str, str] = {}
     for case in ET.parse(report).iter("testcase"):
         module = case.get("classname", "").rpartition(".")[2]
         wrong = [part for part in case if part.tag in {"failure", "error", "skipped"}]
-        outcomes[f"{module}::{case.get('name')}"] = (
-            f"{wrong[0].tag}: {wrong[0].text}" if wrong else "passed"
-        )
+        name = f"{module}::{case.get('name')}"
+        # A test that failed and then could not clean up is told twice.
+        if outcomes.get(name, "passed") == "passed":
+            outcomes[name] = f"{wrong[0].tag}: {wrong[0].text}" if wrong else "passed"
     assert outcomes, f"no test was collected\n{machine.told()}"
     return outcomes
