@@ -1,9 +1,13 @@
 """Options and settings that several drivers declare alike."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from volplugin import options
 from volplugin.quota.ids import IdRange, parse_range
+from volplugin.sizes import format_size
+
+_MKFS: Final = ("block-size", "inode-size", "inode-ratio", "journal-size")
 
 
 def uid_option(default: int | None = 0) -> Any:
@@ -49,6 +53,36 @@ def inodes_option() -> Any:
         shown="no limit",
         unit="number",
     )
+
+
+def mkfs_option(
+    name: str,
+    of_what: str,
+    minimum: int,
+    maximum: int,
+    shown: str = "mkfs's own",
+    *,
+    thing: str = "a loop image",
+) -> Any:
+    """Declare the option ``mkfs.NAME``: bytes of a part of a new file system."""
+    return options.option(
+        name=f"mkfs.{name}",
+        help=f"bytes of {of_what} of {thing}",
+        parse=options.size(minimum=minimum, maximum=maximum),
+        default=None,
+        shown=shown,
+        unit="bytes",
+        format=format_size,
+    )
+
+
+def mkfs_given(parsed: Any) -> Mapping[str, str]:
+    """Return what is asked of mkfs, by name without ``mkfs.``.
+
+    ``parsed`` are options with the four attributes ``mkfs_…`` of `mkfs_option`.
+    """
+    asked = {key: getattr(parsed, f"mkfs_{key.replace('-', '_')}") for key in _MKFS}
+    return {key: str(value) for key, value in asked.items() if value is not None}
 
 
 def root_setting() -> Any:

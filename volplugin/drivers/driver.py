@@ -55,6 +55,7 @@ class Spec:
     volume: Volume
     options: Any  # an instance of the driver's own Options
     record: bytes
+    source: Volume | None = None  # what `Clones` is to copy; given to `create` alone
 
 
 class Driver(ABC):
@@ -215,6 +216,115 @@ class Purges(Protocol):
 
         Blocks for as long as that takes, or until ``stop`` says so. What cannot be
         deleted is logged and left for the next call.
+        """
+
+
+class Following(Protocol):
+    """A subscription to what other hosts change."""
+
+    def is_alive(self) -> bool:
+        """Tell whether changes still arrive. No I/O."""
+
+    def close(self) -> None:
+        """End it; idempotent. May block for as long as an operation of the backend."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """A driver whose volumes live in a cluster that several hosts use.
+
+    What the cluster says of a volume is the truth, and the store of each host a copy
+    that follows. `create` raises `AlreadyExists` when another host was first; `remove`
+    raises `InUse`, naming them, while other hosts have the volume. A volume that
+    `create` has not finished is the maker's to undo, but its name is free for others
+    once nothing of it has moved for a minute (see `find`).
+
+    Volumes are returned as this host's: with its mountpoint, and in the state that the
+    cluster has: *removing* is one that a host has begun to remove, or to undo, and so
+    is harmed. What is *ready* there is whole, and a create or a removal of it that was
+    cut short here long ago is not carried on: others may have written to it since.
+    """
+
+    def find(self, name: str) -> Volume | None:
+        """Return the volume of this name that the cluster has. Blocks.
+
+        Raise `Unavailable` when the cluster can't be asked.
+        """
+
+    def volumes(self) -> Iterable[Volume]:
+        """Return all volumes that the cluster has. Blocks; errors as `find`."""
+
+    def follow(self, changed: Callable[[str | None], None]) -> Following:
+        """Have ``changed`` called with the name of each volume that a host changes.
+
+        With None when some change may have been missed: then look at all. Called in
+        threads that are not ours. Changes may still be missed without a sign: look at
+        all now and then. Blocks; errors as `find`.
+        """
+
+    def health(self) -> str:
+        """Say how the cluster is: ``ok``, or what is wrong. From memory, no I/O."""
+
+    def close(self) -> None:
+        """End the connection; called once, at the end, when no other call runs."""
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """A volume as it was at one moment; ``size`` is its size then, in bytes."""
+
+    name: str
+    created_at: str
+    size: int | None = None
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A driver that can keep a volume as it is at one moment.
+
+    A snapshot holds what was synced before, as a power cut at that moment would leave
+    it. What lies in the caches of this host is synced first; that of other hosts is
+    not.
+    """
+
+    def snapshots(self, spec: Spec) -> Sequence[Snapshot]:
+        """Return the snapshots of a volume, oldest first."""
+
+    def take_snapshot(self, spec: Spec, name: str, *, attached: bool) -> None:
+        """Keep the volume as it is now under ``name``.
+
+        Raise `AlreadyExists` for a name that is taken: it would be an older state.
+        """
+
+    def drop_snapshot(self, spec: Spec, name: str) -> None:
+        """Delete a snapshot.
+
+        Raise `NotFound` when there is none, `InUse` naming the clones that need it.
+        """
+
+
+@runtime_checkable
+class Clones(Protocol):
+    """A driver that can make a volume as a copy of another one of its backend.
+
+    Its Options have an attribute ``source`` in the form ``VOLUME`` or
+    ``VOLUME@SNAPSHOT``, or None. The volume is looked up by the core and given to
+    `Driver.create` as `Spec.source`.
+    """
+
+    def plan_clone(self, source: Spec, snapshot: str | None, options: Any) -> None:
+        """Refuse what can't be cloned like this. No effect."""
+
+
+@runtime_checkable
+class TakesOver(Protocol):
+    """A driver whose volumes one host at a time has, that can be taken from it."""
+
+    def take_over(self, spec: Spec) -> Sequence[str]:
+        """Fence every other host that has the volume; return their names.
+
+        After return no write of theirs reaches it any more, whatever they do. Whoever
+        is the first to attach has it next. Nothing happens where no other has it.
         """
 
 

@@ -1,7 +1,7 @@
 """What users and operators can say of the driver ``quota``."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -12,20 +12,6 @@ from volplugin.sizes import format_size
 
 LOOP: Final = "loop"
 """The mechanism of a volume that is an image."""
-
-
-def _mkfs(
-    name: str, of_what: str, minimum: int, maximum: int, shown: str = "mkfs's own"
-) -> Any:
-    return declare.option(
-        name=f"mkfs.{name}",
-        help=f"bytes of {of_what} of a loop image",
-        parse=declare.size(minimum=minimum, maximum=maximum),
-        default=None,
-        shown=shown,
-        unit="bytes",
-        format=format_size,
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -63,27 +49,23 @@ class QuotaOptions:
     uid: int = declared.uid_option()
     gid: int = declared.gid_option()
     mode: int = declared.mode_option(0o755)
-    mkfs_block_size: int | None = _mkfs("block-size", "a block", 1024, 65536, "4K")
-    mkfs_inode_size: int | None = _mkfs(
+    mkfs_block_size: int | None = declared.mkfs_option(
+        "block-size", "a block", 1024, 65536, "4K"
+    )
+    mkfs_inode_size: int | None = declared.mkfs_option(
         "inode-size", "an inode", 128, 2048, "256, xfs 512"
     )
-    mkfs_inode_ratio: int | None = _mkfs(
+    mkfs_inode_ratio: int | None = declared.mkfs_option(
         "inode-ratio", "space to an inode (ext4)", 1024, 64 << 20
     )
-    mkfs_journal_size: int | None = _mkfs(
+    mkfs_journal_size: int | None = declared.mkfs_option(
         "journal-size", "the journal", 1 << 20, 2 << 30
     )
 
     @property
     def mkfs(self) -> Mapping[str, str]:
         """What is asked of mkfs, by name without ``mkfs.``."""
-        asked = {
-            "block-size": self.mkfs_block_size,
-            "inode-size": self.mkfs_inode_size,
-            "inode-ratio": self.mkfs_inode_ratio,
-            "journal-size": self.mkfs_journal_size,
-        }
-        return {key: str(value) for key, value in asked.items() if value is not None}
+        return declared.mkfs_given(self)
 
     @property
     def for_images(self) -> list[str]:
