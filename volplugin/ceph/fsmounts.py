@@ -111,6 +111,16 @@ class Mounts:
                 process.kill()
             raise
 
+    def flush(self, mountpoint: str) -> None:
+        """Return once the cluster has what the kernel's client was given to write.
+
+        No effect on ceph-fuse, which is never late. Raise `Unavailable` while the
+        cluster does not take the data.
+        """
+        found = mountinfo.at(mountpoint, mountinfo.read())
+        if found is not None and found.kind == KERNEL:
+            cephmount.flush(mountpoint, self._limit)
+
     def unmount(self, target: Target, mountpoint: str) -> None:
         """Unmount ``target``; return once the cluster has all that was written.
 

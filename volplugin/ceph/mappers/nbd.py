@@ -74,6 +74,12 @@ class RbdNbd:
         """Say why this mapper can't map ``target``; None if it can."""
         if target.encryption is not None and target.key_file is None:
             return f"{target.encryption} needs a file with the passphrase"
+        # Before Ceph 18 it takes a newline at the end away, and librbd and QEMU do not.
+        if target.key_file is not None and _ends_with_newline(target.key_file):
+            return (
+                f"{target.key_file} ends with a newline, which is part of the"
+                " passphrase and which rbd-nbd leaves out"
+            )
         return None
 
     def map(self, target: Target) -> str:
@@ -289,6 +295,14 @@ def _refused(said: str, target: Target) -> VolpluginError:
             f" not encrypted as {target.encryption}: {said[-_SHOWN:]}"
         )
     return Internal(f"{doing}: rbd-nbd ended: {said[-_SHOWN:] or 'it says nothing'}")
+
+
+def _ends_with_newline(file: str) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read().endswith(b"\n")
+    except OSError:  # map tells
+        return False
 
 
 def _named(target: Target) -> str:
