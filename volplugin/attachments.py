@@ -111,7 +111,11 @@ class Attachments:
         if mounts.attached and not mounts.holders:
             await self.release_quietly(volume, mounts)
         else:
-            await self._write(volume, mounts)
+            await self.note(volume, mounts)
+
+    async def note(self, volume: Volume, mounts: Mounts) -> None:
+        """Write what the mount table has shown; what is to be done is the sweep's."""
+        await self._write(volume, mounts)
 
     async def without_left_behind(
         self, volume: Volume, mounts: Mounts, program: str = ""

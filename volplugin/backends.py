@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, Final, ParamSpec, TypeVar
 
 from volplugin import drivers
 from volplugin.config import Config
-from volplugin.drivers.driver import Driver, Purges
+from volplugin.drivers.driver import Driver, Purges, Shares
 from volplugin.errors import InvalidArgument, VolpluginError, from_os_error
 from volplugin.logs import log
 from volplugin.options import nearest, parse_settings
@@ -27,15 +28,24 @@ PURGE_RETRY: Final = 60.0  # seconds between tries to delete what could not be d
 class Backend:
     """A driver with its pool of threads and its background deletion."""
 
-    def __init__(self, name: str, driver: Driver) -> None:
+    def __init__(
+        self,
+        name: str,
+        driver: Driver,
+        settings: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self.driver = driver
+        self.settings = settings  # as they were configured; the driver has them parsed
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-driver")
         self._stop = threading.Event()
         self._purge_wanted = asyncio.Event()
         self._purge_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-purge")
         self._purging: asyncio.Task[None] | None = None
-        self._running = 0
+        self._purge_trouble = ""
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._retired: list[Shares] = []  # drivers replaced that are not closed yet
+        self._running: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking driver call in this backend's pool.
@@ -52,11 +62,41 @@ class Backend:
                 doing = f"{where}{self.driver.name} {call.__name__}"
                 raise from_os_error(error, doing) from error
 
-        self._running += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
-        finally:
-            self._running -= 1
+        running = asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+        self._note(running)
+        return await asyncio.shield(running)  # else it would count as ended
+
+    def use(self) -> "asyncio.Future[None]":
+        """Keep the driver of this moment from being closed until the future is done.
+
+        For what lives longer than a call. It is the caller's to make it done.
+        """
+        using: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._note(using)
+        return using
+
+    def _note(self, running: "asyncio.Future[Any]") -> None:
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    def replace(self, driver: Driver, settings: Mapping[str, object]) -> None:
+        """Have calls made of ``driver`` from now on; close the old one after its last.
+
+        Nothing happens where the settings are the same: its connections stay.
+        """
+        if settings == self.settings:
+            return
+        old, self.driver, self.settings = self.driver, driver, settings
+        if isinstance(old, Shares):
+            self._retired.append(old)
+            task = asyncio.create_task(self._retire(old, set(self._running)))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, old: Shares, running: set["asyncio.Future[Any]"]) -> None:
+        if running:
+            await asyncio.wait(running)
+        await self.run(self._close_quietly, old)
 
     def start_purge(self) -> None:
         """Begin to delete what removed volumes left, now and whenever `purge_soon`."""
@@ -77,27 +117,37 @@ class Backend:
             if not isinstance(driver, Purges):
                 return
             try:
-                done = await loop.run_in_executor(
+                running = loop.run_in_executor(
                     self._purge_pool, driver.purge, self._stop.is_set
                 )
+                self._note(running)
+                done = await running
+                self._purge_trouble = ""
             except (OSError, VolpluginError) as error:
-                log(
-                    logger,
-                    logging.WARNING,
-                    "purge failed",
-                    backend=self.name,
-                    error=str(error),
-                )
+                self._note_purge_trouble(str(error))
                 done = False
             if not done:
                 loop.call_later(PURGE_RETRY, self._purge_wanted.set)
 
+    def _note_purge_trouble(self, error: str) -> None:
+        """Log it, once until a purge succeeds; a cluster may be away for days.
+
+        One that nobody has configured is no trouble: most hosts have none.
+        """
+        if error == self._purge_trouble:
+            return
+        self._purge_trouble = error
+        wanted = self.settings or not isinstance(self.driver, Shares)
+        level = logging.WARNING if wanted else logging.DEBUG
+        log(logger, level, "purge failed", backend=self.name, error=error)
+
     async def close(self, limit: float) -> bool:
         """End the threads; return False if a call is still stuck after ``limit`` s."""
         self._stop.set()
-        if self._purging is not None:
-            self._purging.cancel()
-            await asyncio.gather(self._purging, return_exceptions=True)
+        ending = [*self._retiring, *([self._purging] if self._purging else [])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._purge_pool.shutdown(wait=False, cancel_futures=True)
         waiter = threading.Thread(target=self._join, daemon=True)
@@ -111,6 +161,18 @@ class Backend:
     def _join(self) -> None:
         self._pool.shutdown(wait=True)
         self._purge_pool.shutdown(wait=True)
+        if isinstance(self.driver, Shares):
+            self._retired.append(self.driver)
+        for driver in list(self._retired):
+            self._close_quietly(driver)
+
+    def _close_quietly(self, driver: Shares) -> None:
+        self._retired.remove(driver)
+        try:
+            driver.close()
+        except (OSError, VolpluginError) as error:
+            event = "connection not closed"
+            log(logger, logging.WARNING, event, backend=self.name, error=str(error))
 
 
 class Backends:
@@ -120,17 +182,20 @@ class Backends:
         self._default = config.default_backend
         self.root = config.root
         self._by_name: dict[str, Backend] = {
-            name: Backend(name, driver) for name, driver in build(config).items()
+            name: Backend(name, driver, settings_of(config, name))
+            for name, driver in build(config).items()
         }
 
     def get(self, name: str) -> Backend | None:
         """Return the backend ``name``, or None when it is not configured any more."""
         return self._by_name.get(name)
 
-    def pick(self, name: str | None) -> Backend:
+    def pick(self, name: str | None, default: str | None = None) -> Backend:
         """Return the backend that a user asked for, or the default one."""
-        wanted = name or self._default
+        wanted = name or default or self._default
         backend = self._by_name.get(wanted)
+        if backend is None:
+            backend = self._by_name.get(drivers.ALIASES.get(wanted, wanted))
         if backend is None:
             raise InvalidArgument(
                 f"driver={wanted}: there is no such driver or backend"
@@ -165,15 +230,27 @@ class Backends:
                 faults.append(f"backend.{name}.driver: a change needs a restart")
         if faults:
             raise InvalidArgument("\n".join(faults))
-        for driver in built.values():
-            await asyncio.to_thread(driver.open)
         for name, driver in built.items():
+            known = self._by_name.get(name)
+            kept = known is not None and known.settings == settings_of(config, name)
+            # One that is thrown away is not opened: nobody would close it.
+            await asyncio.to_thread(
+                known.driver.open if known and kept else driver.open
+            )
+        for name, driver in built.items():
+            settings = settings_of(config, name)
             if name in self._by_name:
-                self._by_name[name].driver = driver
+                self._by_name[name].replace(driver, settings)
             else:
-                self._by_name[name] = Backend(name, driver)
+                self._by_name[name] = Backend(name, driver, settings)
                 self._by_name[name].start_purge()
         self._default = config.default_backend
+
+
+def settings_of(config: Config, name: str) -> Mapping[str, object]:
+    """Return the settings that ``config`` has for the backend ``name``."""
+    backend = config.backends.get(name)
+    return {} if backend is None else backend.settings
 
 
 def build(config: Config) -> Mapping[str, Driver]:
@@ -184,7 +261,7 @@ def build(config: Config) -> Mapping[str, Driver]:
         backend = config.backends.get(name)
         kind = drivers.find(backend.driver if backend else name)
         settings: Any = parse_settings(
-            kind.Config, backend.settings if backend else {}, f"backend.{name}"
+            kind.Config, settings_of(config, name), f"backend.{name}"
         )
         built[name] = kind(settings, os.path.join(root, name))
     return built

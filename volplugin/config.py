@@ -6,6 +6,7 @@ are found at once, each told with the key, variable or flag it belongs to.
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -23,14 +24,13 @@ __all__ = [
     "SocketConfig",
     "Timeouts",
     "load",
-    "render",
 ]
 
 DEFAULT_FILE: Final = "/etc/volplugin/volplugin.toml"
 
 _PREFIX: Final = "VOLPLUGIN_"
 _TABLES: Final = ("socket", "timeouts", "backend")
-_SCALARS: Final = (
+SCALARS: Final = (
     "root",
     "default-backend",
     "log-format",
@@ -39,6 +39,7 @@ _SCALARS: Final = (
     "admin-socket",
     "usage-interval",
     "usage-marks",
+    "follow-interval",
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 # A backend keeps its things in ROOT/NAME, beside the lock, the store, and the broken
@@ -53,15 +54,19 @@ def load(
     flags: Mapping[str, object],
     settings_of: Callable[[str], type | None],
     drivers: Collection[str],
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    shared: Collection[str] = (),
 ) -> Config:
     """Read the configuration from all its sources.
 
     ``file`` None means ``VOLPLUGIN_CONFIG``, or the default file, which need not exist.
     ``flags`` are named as the options of the command line; None and empty tuples are
     flags not given. ``settings_of`` gives the class, declared with `option`, of a
-    driver's settings. Raise one `InvalidArgument` that names every fault, one a line.
+    driver's settings. ``aliases`` are other names of ``drivers``, of which ``shared``
+    serve sockets of scope global. Raise one `InvalidArgument` that names every fault,
+    one a line.
     """
-    loader = _Loader(settings_of, drivers)
+    loader = _Loader(settings_of, drivers, aliases, shared)
     loader.read_file(file or environ.get("VOLPLUGIN_CONFIG") or None)
     loader.read_environ(environ)
     loader.read_flags(flags)
@@ -72,10 +77,16 @@ class _Loader:
     """Gathers values and faults, source after source."""
 
     def __init__(
-        self, settings_of: Callable[[str], type | None], drivers: Collection[str]
+        self,
+        settings_of: Callable[[str], type | None],
+        drivers: Collection[str],
+        aliases: Mapping[str, str],
+        shared: Collection[str],
     ) -> None:
         self._settings_of = settings_of
         self._drivers = sorted(drivers)
+        self._aliases = aliases
+        self._shared = shared
         self._faults: list[str] = []
         self._values: dict[str, Any] = {}
         self._sockets: list[SocketConfig] = []
@@ -134,7 +145,10 @@ class _Loader:
     def _read_backend(self, place: str, name: str, table: dict[str, Any]) -> None:
         before = len(self._faults)
         settings = dict(table)
-        driver = settings.pop("driver", name if name in self._drivers else None)
+        known = {name: name for name in self._drivers} | dict(self._aliases)
+        driver = settings.pop("driver", known.get(name))
+        if isinstance(driver, str):
+            driver = self._aliases.get(driver, driver)
         if not _BACKEND.fullmatch(name):
             self._faults.append(
                 f"{place}: a backend's name is letters, digits, '_', '.' and '-', "
@@ -154,7 +168,7 @@ class _Loader:
                 f"{self._choices()}"
             )
         else:
-            if name in self._drivers and driver != name:
+            if driver != known.get(name, driver):
                 self._faults.append(
                     f"{place}.driver: a backend with a driver's name is of that "
                     "driver; leave the line out, or take another name"
@@ -168,7 +182,7 @@ class _Loader:
             self._doubtful.add(name)
 
     def read_environ(self, environ: Mapping[str, str]) -> None:
-        known = {_variable(key): key for key in (*_SCALARS, "socket")}
+        known = {_variable(key): key for key in (*SCALARS, "socket")}
         ours = {_variable("config"), failpoints.VARIABLE}
         for variable, value in environ.items():
             if not variable.startswith(_PREFIX) or variable in ours:
@@ -185,7 +199,7 @@ class _Loader:
             key = "socket" if name == "sockets" else name.replace("_", "-")
             if value is None or value == ():
                 continue
-            if key not in (*_SCALARS, "socket"):
+            if key not in (*SCALARS, "socket"):
                 raise TypeError(f"no flag {name!r} is known to the configuration")
             self._read_scalar(key, value, f"--{key}")
 
@@ -236,9 +250,12 @@ class _Loader:
         """Check what only all sources together can tell, and make the value."""
         sockets = tuple(self._sockets) or Config().sockets
         config = Config(**self._values, sockets=sockets, backends=self._backends)
+        for socket in sockets:
+            self._check_socket(socket, config)
         wanted = config.default_backend
         told = self._doubtful is None or wanted in self._doubtful
-        if wanted not in self._backends and not told:
+        known = self._aliases.get(wanted, wanted) in self._backends
+        if wanted not in self._backends and not known and not told:
             self._faults.append(
                 f"{self._default_from or 'default-backend'}: there is no backend "
                 f"{quote(wanted)}{nearest(wanted, self._backends)}; "
@@ -253,6 +270,26 @@ class _Loader:
             raise InvalidArgument("\n".join(self._faults))
         return config
 
+    def _check_socket(self, socket: SocketConfig, config: Config) -> None:
+        wanted = socket.default_backend or config.default_backend
+        told = self._doubtful is None or wanted in self._doubtful
+        backend = self._backends.get(self._aliases.get(wanted, wanted))
+        backend = self._backends.get(wanted, backend)
+        if backend is None:
+            if socket.default_backend is not None and not told:
+                self._faults.append(
+                    f"socket {socket.path}: default-backend: there is no backend "
+                    f"{quote(wanted)}{nearest(wanted, self._backends)}; "
+                    f"there are {', '.join(sorted(self._backends))}"
+                )
+        elif socket.scope == "global" and backend.driver not in self._shared:
+            self._faults.append(
+                f"socket {socket.path}: scope: a global socket serves shared backends "
+                f"alone, and its default backend {quote(wanted)} is of driver "
+                f"{backend.driver}: give it a default-backend of driver "
+                f"{' or '.join(sorted(self._shared))}"
+            )
+
     def _choices(self) -> str:
         return f"the drivers are {', '.join(self._drivers)}"
 
@@ -262,33 +299,5 @@ class _NoSettings:
     """What a driver takes that can't be configured."""
 
 
-def render(config: Config) -> str:
-    """Return the TOML text from which `load` makes the same configuration."""
-    top = attrs.asdict(config, recurse=False) | {
-        "usage_marks": ",".join(map(str, config.usage_marks))
-    }
-    lines = [toml.line(key, top[_attribute(key)]) for key in _SCALARS]
-    lines += ["", "[timeouts]"]
-    lines += [
-        toml.line(key, value) for key, value in attrs.asdict(config.timeouts).items()
-    ]
-    for number, socket in enumerate(config.sockets, 1):
-        values = attrs.asdict(socket) | {"mode": f"{socket.mode:04o}"}
-        lines += ["", f"[socket.{number}]"]
-        lines += [toml.line(key, value) for key, value in values.items()]
-    for backend in config.backends.values():
-        lines += [
-            "",
-            f"[backend.{toml.key(backend.name)}]",
-            toml.line("driver", backend.driver),
-        ]
-        lines += [toml.line(key, value) for key, value in backend.settings.items()]
-    return "\n".join(lines) + "\n"
-
-
 def _variable(key: str) -> str:
     return _PREFIX + key.upper().replace("-", "_")
-
-
-def _attribute(key: str) -> str:
-    return key.replace("-", "_")

@@ -81,6 +81,19 @@ class SocketConfig:
     group: str | int = option(
         help="its group", parse=_account, default="root", unit="name or gid"
     )
+    default_backend: str | None = option(
+        help="backend of a volume created here without driver=",
+        parse=text,
+        default=None,
+        shown="the one for all sockets",
+        unit="name",
+    )
+    scope: str = option(
+        help="local, or global: serve shared backends alone (rbd, cephfs), and say so",
+        parse=choice("local", "global"),
+        default="local",
+        unit="name",
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -163,6 +176,12 @@ class Config:
         help="between measurements of what volumes hold; at least 1 is waited",
         parse=seconds,
         default=60.0,
+        unit="seconds",
+    )
+    follow_interval: float = option(
+        help="between looks at all volumes of a cluster; changes come at once as well",
+        parse=seconds,
+        default=30.0,
         unit="seconds",
     )
     usage_marks: tuple[int, ...] = option(

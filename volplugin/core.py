@@ -4,9 +4,8 @@ Whoever calls a method that changes a volume holds that volume's lock and lets n
 cancellation through. Reads need no lock: they come from the store's memory.
 """
 
-import asyncio
+import contextlib
 import logging
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,14 @@ import attrs
 from volplugin import options
 from volplugin.attachments import Attachments
 from volplugin.backends import Backend
-from volplugin.catalog import Catalog, now
-from volplugin.drivers.directories import overlap
-from volplugin.drivers.driver import Plan
-from volplugin.errors import AlreadyExists, InUse, InvalidArgument
+from volplugin.catalog import Catalog
+from volplugin.creating import Creator
+from volplugin.errors import AlreadyExists, InUse, InvalidArgument, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.logs import log
 from volplugin.model import State, Volume
-from volplugin.resizing import Resizer, require_room
+from volplugin.resizing import Resizer
+from volplugin.sharing import Sharing, is_shared, require_shared
 from volplugin.store.store import DropVolume, PutVolume
 
 logger = logging.getLogger(__name__)
@@ -34,87 +33,78 @@ class Core:
     def __init__(self, catalog: Catalog, attachments: Attachments) -> None:
         self.catalog = catalog
         self.attachments = attachments
+        self.creator = Creator(catalog)
         self.resizer = Resizer(catalog)
+        self.sharing = Sharing(catalog)
         self._store = catalog.store
         self._backends = catalog.backends
-        self._choosing = asyncio.Lock()
 
-    # Create
-
-    async def create(self, name: str, asked: Mapping[str, str]) -> bool:
+    async def create(
+        self,
+        name: str,
+        asked: Mapping[str, str],
+        *,
+        default: str | None = None,
+        shared_only: bool = False,
+    ) -> bool:
         """Make the volume; return False if it was there with the same options.
+
+        ``default`` is the backend of a volume that names none; None means the
+        configuration's. With ``shared_only`` any other than a shared one is refused.
 
         Raise `AlreadyExists` naming each difference if its options are others. What a
         failed create made is undone before the error is raised.
         """
         common = options.split_common(asked)
         if common.help:
-            raise InvalidArgument(self._help(common.backend))
-        backend = self._backends.pick(common.backend)
+            raise InvalidArgument(self._help(common.backend, default))
+        backend = self._backends.pick(common.backend, default)
+        if shared_only:
+            require_shared(backend)
         parsed: Any = options.parse(
             backend.driver.Options,
             common.rest,
             subject=f"driver {backend.driver.name}",
         )
+        known = await self._known(backend, name)
+        if known is not None:
+            self._require_same(known, backend, common.backend, parsed)
+            return False
+        try:
+            await self.creator.make(name, backend, common.rest, parsed)
+        except AlreadyExists:
+            # Another host was first, if the backend is shared: then it is as above.
+            await self.sharing.look_up(backend, name)
+            known = self._store.volumes.get(name)
+            if known is None or known.state is not State.READY:
+                raise
+            self._require_same(known, backend, common.backend, parsed)
+            return False
+        return True
+
+    async def _known(self, backend: Backend, name: str) -> Volume | None:
+        """Return the volume that has the name, here or in the cluster of ``backend``.
+
+        What is unfinished is settled before.
+        """
         known = self._store.volumes.get(name)
         if known is not None and known.state is not State.READY:
             await self.settle_unfinished(known)
         elif known is not None:
-            self._require_same(known, backend, common.backend, parsed)
-            return False
-        volume_id = uuid.uuid4().hex
-        plan = await backend.run(backend.driver.plan, name, volume_id, parsed)
-        volume = Volume(
-            name=name,
-            id=volume_id,
-            backend=backend.name,
-            driver=backend.driver.name,
-            options=common.rest,
-            facts=plan.facts,
-            mountpoint=plan.mountpoint,
-            created_at=now(),
-        )
-        spec = self.catalog.spec(volume)
-        await require_room(self.catalog, backend, spec)
-        await self._write_intent(volume, plan)
-        hit("core.create.intent")
-        ready = attrs.evolve(volume, state=State.READY)
-        try:
-            await backend.run(backend.driver.create, spec)
-            hit("core.create.driver")
-            await self._store.commit(PutVolume(ready))
-        except BaseException:
-            await self._undo_quietly(volume)
-            raise
-        hit("core.create.commit")
-        self.catalog.usages.soon(backend.name)
-        if plan.chosen:
-            backend.purge_soon()  # a large tree may still have to be counted
-        return True
+            # Another host may just have removed it. While the cluster is out of reach
+            # what was last known of it holds, as for Get.
+            owner = self._backends.get(known.backend)
+            if owner is not None:
+                with contextlib.suppress(VolpluginError):
+                    await self.sharing.refresh(owner, name)
+        known = self._store.volumes.get(name)
+        if known is None:
+            await self.sharing.look_up(backend, name)
+            known = self._store.volumes.get(name)
+        return known
 
-    async def _write_intent(self, volume: Volume, plan: Plan) -> None:
-        if not plan.chosen:
-            await self._store.commit(PutVolume(volume))
-            return
-        # Two creates may choose one directory: look and write with none in between.
-        async with self._choosing:
-            path = plan.mountpoint
-            reserved = overlap(path, self._backends.reserved())
-            if reserved is not None:
-                raise InvalidArgument(
-                    f"mount={path}: {reserved} is volplugin's own: choose another "
-                    f"directory"
-                )
-            for other in self._store.volumes.values():
-                if overlap(path, [other.mountpoint]) is not None:
-                    raise AlreadyExists(
-                        f"mount={path}: volume {other.name!r} has {other.mountpoint}; "
-                        f"two volumes can't share files: choose another directory"
-                    )
-            await self._store.commit(PutVolume(volume))
-
-    def _help(self, backend: str | None) -> str:
-        driver = self._backends.pick(backend).driver
+    def _help(self, backend: str | None, default: str | None) -> str:
+        driver = self._backends.pick(backend, default).driver
         return (
             f"options of driver {driver.name}:\n{options.describe(driver.Options)}\n"
             f"for another driver or backend: -o driver=NAME -o help; there are "
@@ -136,28 +126,6 @@ class Core:
                 f"first, or use another name"
             )
 
-    async def undo(self, volume: Volume) -> None:
-        """Take away what a create that did not finish has made, then its intent."""
-        backend = self.catalog.backend(volume)
-        await backend.run(backend.driver.remove, self.catalog.spec(volume))
-        hit("core.recover.create")
-        await self._store.commit(DropVolume(volume.name))
-        backend.purge_soon()
-
-    async def _undo_quietly(self, volume: Volume) -> None:
-        try:
-            await self.undo(volume)
-        except Exception as error:  # noqa: BLE001  the create's own is what is raised
-            log(
-                logger,
-                logging.ERROR,
-                "undo failed, to be tried again",
-                volume=volume.name,
-                error=str(error),
-            )
-
-    # Remove
-
     async def remove(self, name: str) -> None:
         """Remove the volume; raise `InUse` naming who holds it.
 
@@ -165,7 +133,7 @@ class Core:
         """
         volume = self.catalog.get(name)
         if volume.state is State.REMOVING:
-            await self.settle_unfinished(volume)
+            await self.finish_removal(volume)
             return
         backend = self.catalog.backend(volume)
         await self.attachments.require_unused(volume)
@@ -199,13 +167,36 @@ class Core:
         self.catalog.backend(volume).purge_soon()
 
     async def settle_unfinished(self, volume: Volume) -> None:
-        """Undo a create or finish a removal that an error left behind."""
+        """Undo a create or finish a removal that an error left behind.
+
+        Not of a shared volume that is whole in its cluster: other hosts may have
+        written to it since. It is then ready here too.
+        """
+        if volume.state is not State.READY and await self._is_kept(volume):
+            return
         if volume.state is State.CREATING:
-            await self.undo(volume)
+            await self.creator.undo(volume)
         elif volume.state is State.REMOVING:
             await self.finish_removal(volume)
         elif volume.pending:
             await self.resizer.finish(volume)
+
+    async def _is_kept(self, volume: Volume) -> bool:
+        backend = self.catalog.backend(volume)
+        if not is_shared(backend):
+            return False
+        found = await self.sharing.find_whole(backend, volume)
+        if found is None:
+            return False
+        await self._store.commit(PutVolume(found))
+        log(
+            logger,
+            logging.WARNING,
+            "kept: other hosts have had it ready since",
+            volume=volume.name,
+            state=volume.state.value,
+        )
+        return True
 
     async def settle(self, name: str) -> None:
         """Finish what `unsettled` named, if it still is."""

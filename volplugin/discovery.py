@@ -1,11 +1,11 @@
-"""Volumes that are on disk, told by the records that their roots carry."""
+"""Volumes that are there without a store: by their own records, or by a cluster."""
 
 import os
 from collections.abc import Container, Iterator
 
 import attrs
 
-from volplugin.drivers.driver import Discovers, Driver
+from volplugin.drivers.driver import Discovers, Driver, Shares
 from volplugin.model import State, Volume
 from volplugin.store import records
 
@@ -16,7 +16,13 @@ def volumes_on_disk(
     """Yield the volumes of a backend that are not among the names in ``known``.
 
     What carries a record that can't be its own is added to ``faults`` and left out.
+    Raise `VolpluginError` when the cluster of a shared backend can't be asked.
     """
+    if isinstance(driver, Shares):
+        for volume in driver.volumes():
+            if volume.state is State.READY and volume.name not in known:
+                yield volume
+        return
     if not isinstance(driver, Discovers):
         return
     for found in driver.discover(known):

@@ -14,9 +14,12 @@ from volplugin.catalog import now
 from volplugin.changes import Caller, Changes
 from volplugin.config import Timeouts
 from volplugin.core import Core
+from volplugin.doors import ANY_DOOR, Door
+from volplugin.drivers import SHARED
 from volplugin.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    NotFound,
     Unavailable,
     VolpluginError,
 )
@@ -40,9 +43,9 @@ class VolumeManager:
     go on when their caller leaves, and are answered within `Timeouts`.
     """
 
-    def __init__(self, core: Core, timeouts: Timeouts) -> None:
+    def __init__(self, core: Core, changes: Changes, timeouts: Timeouts) -> None:
         self._core = core
-        self._changes = Changes()
+        self._changes = changes
         self.timeouts = timeouts
         self._activations = 0
         self._sweep_wanted = asyncio.Event()
@@ -50,30 +53,47 @@ class VolumeManager:
 
     # Reads
 
-    def get(self, name: str) -> tuple[Volume, dict[str, Any]]:
+    def get(self, name: str, door: Door = ANY_DOOR) -> tuple[Volume, dict[str, Any]]:
         """Return the volume and its Status; raise `NotFound`."""
-        require_name(name)
-        volume = self._core.catalog.get(name)
+        volume = self._visible(name, door)
         return volume, self._core.catalog.status(volume)
 
-    def volumes(self) -> list[Volume]:
-        """Return all volumes."""
-        return self._core.catalog.volumes()
+    def _visible(self, name: str, door: Door) -> Volume:
+        require_name(name)
+        volume = self._core.catalog.get(name)
+        if door.shared_only and not self._is_shared(volume):
+            raise NotFound("no such volume")
+        return volume
+
+    def _is_shared(self, volume: Volume) -> bool:
+        # By the driver's name: the backend may not be configured any more.
+        return volume.driver in SHARED
+
+    def volumes(self, door: Door = ANY_DOOR) -> list[Volume]:
+        """Return all volumes that ``door`` shows."""
+        found = self._core.catalog.volumes()
+        if door.shared_only:
+            return [volume for volume in found if self._is_shared(volume)]
+        return found
 
     @property
     def generation(self) -> int:
         """Return a number that is another one when `volumes` would be."""
         return self._core.catalog.store.generation
 
-    def path(self, name: str) -> str:
+    def path(self, name: str, door: Door = ANY_DOOR) -> str:
         """Return where the volume is once it is mounted; raise `NotFound`."""
-        require_name(name)
-        return self._core.catalog.get(name).mountpoint
+        return self._visible(name, door).mountpoint
 
     # Changes
 
     async def create(
-        self, name: str, asked: Mapping[str, str], client: Client, caller: Caller
+        self,
+        name: str,
+        asked: Mapping[str, str],
+        client: Client,
+        caller: Caller,
+        door: Door = ANY_DOOR,
     ) -> None:
         """Make the volume; the same name with the same options is success."""
         require_name(name)
@@ -84,34 +104,36 @@ class VolumeManager:
             )
         limit = self._limit(self.timeouts.create, client)
         await self._changes.run(
-            name, lambda: self._core.create(name, asked), limit=limit, caller=caller
+            name,
+            lambda: self._core.create(
+                name,
+                asked,
+                default=door.default_backend,
+                shared_only=door.shared_only,
+            ),
+            limit=limit,
+            caller=caller,
         )
 
-    async def remove(self, name: str, client: Client, caller: Caller) -> None:
+    async def remove(
+        self, name: str, client: Client, caller: Caller, door: Door = ANY_DOOR
+    ) -> None:
         """Remove the volume; raise `InUse` while it is mounted, naming by whom."""
         require_name(name)
+        if door.shared_only:
+            self._visible(name, door)
         limit = self._limit(self.timeouts.other, client)
         await self._changes.run(
             name, lambda: self._core.remove(name), limit=limit, caller=caller
         )
 
-    async def resize(
-        self, name: str, changes: Mapping[str, str], caller: Caller
-    ) -> tuple[Volume, Volume]:
-        """Give the volume other limits; return it before and after.
-
-        As long as it takes: an operator waits, not an engine.
-        """
-        require_name(name)
-        return await self._changes.run(
-            name,
-            lambda: self._core.resizer.resize(name, changes),
-            limit=None,
-            caller=caller,
-        )
-
     async def mount(
-        self, name: str, holder_id: str, client: Client, caller: Caller
+        self,
+        name: str,
+        holder_id: str,
+        client: Client,
+        caller: Caller,
+        door: Door = ANY_DOOR,
     ) -> str:
         """Hold the volume by ``holder_id`` and return where it is.
 
@@ -120,6 +142,8 @@ class VolumeManager:
         """
         require_name(name)
         require_id(holder_id)
+        if door.shared_only:
+            self._visible(name, door)
         limit = self._limit(self.timeouts.mount, client)
         return await self._changes.run(
             name,
@@ -201,6 +225,10 @@ class VolumeManager:
         return min(limit, self.timeouts.podman) if client.program == "podman" else limit
 
     # What needs no request
+
+    def sweep_soon(self) -> None:
+        """Have `keep_sweeping` begin its next sweep at once."""
+        self._sweep_wanted.set()
 
     async def sweep(self) -> None:
         """Look again at what an error, a left caller or a container left undone."""

@@ -17,7 +17,6 @@ BODY_LIMIT: Final = 1 << 20  # bytes
 
 EMPTY: Final = b"{}"
 ACTIVATED: Final = b'{"Implements":["VolumeDriver"]}'  # the case matters to dockerd
-CAPABILITIES: Final = b'{"Capabilities":{"Scope":"local"}}'
 
 
 class NotJSON(Exception):
@@ -63,6 +62,11 @@ def options(message: Mapping[str, Any]) -> Mapping[str, str]:
         except UnicodeEncodeError as error:  # JSON can name half a character
             raise InvalidArgument(f"option {key!r:.80} is not valid UTF-8") from error
     return value
+
+
+def capabilities(scope: str) -> bytes:
+    """Answer Capabilities; ``scope`` is ``local`` or ``global``."""
+    return _encode({"Capabilities": {"Scope": scope}})
 
 
 def mountpoint(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""`volplugin recover`: a new store from the records that volumes on disk carry."""
+"""`volplugin recover`: a new store from what disks and clusters say of volumes."""
 
 import datetime as dt
 import os
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import attrs
 
-from volplugin.backends import build
+from volplugin.backends import build, settings_of
 from volplugin.config import Config
 from volplugin.discovery import volumes_on_disk
-from volplugin.errors import StoreCorrupt
+from volplugin.drivers.driver import Shares
+from volplugin.errors import StoreCorrupt, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.host import paths
 from volplugin.model import Mounts, Volume
@@ -93,4 +94,13 @@ def _readable(path: str) -> dict[bytes, bytes]:
 
 def _discover(config: Config, faults: list[str]) -> Iterator[Volume]:
     for name, driver in build(config).items():
-        yield from volumes_on_disk(name, driver, faults)
+        try:
+            yield from volumes_on_disk(name, driver, faults)
+        except VolpluginError as error:
+            # What is in a cluster stays there, and the next start finds it. A backend
+            # that nobody has configured has none.
+            if settings_of(config, name):
+                faults.append(f"backend {name}: {error}; its volumes come later")
+        finally:
+            if isinstance(driver, Shares):
+                driver.close()

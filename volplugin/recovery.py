@@ -16,6 +16,7 @@ from volplugin.failpoints import hit
 from volplugin.host import mountinfo
 from volplugin.logs import log
 from volplugin.model import Mounts, State, Volume
+from volplugin.sharing import is_shared
 from volplugin.store.database import REMEDY
 from volplugin.store.store import PutVolume
 
@@ -34,14 +35,17 @@ async def recover(core: Core) -> None:
 
     Every *creating* is undone and every *removing* finished; mounts of an earlier
     boot, and those that were never answered, are dropped. What a backend that is out
-    of reach prevents is left for the sweep. A volume on disk that the store does not
-    know is taken over: a damaged end of LevelDB's log can read as a short one. Raise
-    `StoreCorrupt` when the store knows none at all and there are some: it was lost.
+    of reach prevents is left for the sweep, and so is all that takes a cluster. A
+    volume on disk that the store does not know is taken over: a damaged end of
+    LevelDB's log can read as a short one. Raise `StoreCorrupt` when the store knows
+    none at all and there are some: it was lost.
     """
     store = core.catalog.store
     for backend in core.catalog.backends.all():
         await backend.run(backend.driver.open)
     for volume in list(store.volumes.values()):
+        if _needs_cluster(core, volume):
+            continue
         if volume.state is not State.READY or volume.pending:
             await _settle_unfinished(core, volume)
     await _take_over_unknown(core)
@@ -55,6 +59,15 @@ async def recover(core: Core) -> None:
             await _check_mounts(core, volume, mounted.get(volume.mountpoint, []))
     for backend in core.catalog.backends.all():
         backend.start_purge()
+
+
+def _needs_cluster(core: Core, volume: Volume) -> bool:
+    """Tell whether the volume is settled by the sweep, which begins at once.
+
+    A cluster that does not answer must not keep the sockets of all others waiting.
+    """
+    backend = core.catalog.backends.get(volume.backend)
+    return backend is not None and is_shared(backend)
 
 
 async def _verify(core: Core, backend: Backend) -> None:
@@ -73,6 +86,8 @@ async def _take_over_unknown(core: Core) -> None:
     store = core.catalog.store
     known = set(store.volumes)
     for backend in core.catalog.backends.all():
+        if is_shared(backend):
+            continue  # its volumes may well be others'; it is followed
         faults: list[str] = []
         found = await backend.run(_unknown, backend, known, faults)
         if found and not known:
@@ -138,7 +153,12 @@ async def _check_mounts(
                 volume=volume.name,
                 path=volume.mountpoint,
             )
-        checked = attrs.evolve(checked, attached=found)
+        # Short of its mount, an attach may have a hold or a device: detach lets go.
+        begun = checked.attached and _needs_cluster(core, volume)
+        checked = attrs.evolve(checked, attached=found or begun)
     if checked != mounts or (checked.attached and not checked.holders):
-        await core.attachments.put_right(volume, checked)
+        if _needs_cluster(core, volume):
+            await core.attachments.note(volume, checked)
+        else:
+            await core.attachments.put_right(volume, checked)
         hit("core.recover.mounts")

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from volplugin import protocol
 from volplugin.changes import Caller
+from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import Code, VolpluginError
 from volplugin.host import processes
 from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, hang_up
@@ -27,6 +28,7 @@ class Call:
     message: Mapping[str, Any]
     request: web.BaseRequest
     caller: Caller
+    door: Door
 
     @property
     def name(self) -> str:
@@ -54,10 +56,16 @@ class _Verb:
 
 
 class Server:
-    """Answers the plugin protocol on any number of unix sockets."""
+    """Answers the plugin protocol on any number of unix sockets.
 
-    def __init__(self, manager: VolumeManager) -> None:
+    ``doors`` say what each serves, by path; without one it serves everything.
+    """
+
+    def __init__(
+        self, manager: VolumeManager, doors: Mapping[str, Door] | None = None
+    ) -> None:
         self._manager = manager
+        self._doors = doors or {}
         self._verbs: Mapping[str, _Verb] = {
             "/Plugin.Activate": _Verb(self._activate, needs_body=False),
             "/VolumeDriver.Create": _Verb(self._create),
@@ -71,7 +79,7 @@ class Server:
             "/VolumeDriver.Capabilities": _Verb(self._capabilities, needs_body=False),
         }
         self._http = HttpServer(self._answer)
-        self._list_answer: tuple[int, bytes] = (-1, b"")
+        self._list_answers: dict[Door, tuple[int, bytes]] = {}
 
     async def listen(self, listeners: Sequence[Listener]) -> None:
         """Begin to accept on bound sockets; call it after recovery."""
@@ -114,7 +122,8 @@ class Server:
         told = CallLog(logger, operation)
         try:
             message = protocol.decode(body) if body else {}
-            call = Call(message, request, caller_of(request))
+            door = self._door_of(request) if self._doors else ANY_DOOR
+            call = Call(message, request, caller_of(request), door)
             told.volume = call.name
             response = _response(200, await handler(call))
         except protocol.NotJSON as error:
@@ -134,27 +143,36 @@ class Server:
         told.write()
         return response
 
+    def _door_of(self, request: web.BaseRequest) -> Door:
+        if request.transport is None:
+            return ANY_DOOR
+        return self._doors.get(request.transport.get_extra_info("sockname"), ANY_DOOR)
+
     # Verbs
 
     async def _activate(self, call: Call) -> bytes:
         self._manager.activate(call.client)
         return protocol.ACTIVATED
 
-    async def _capabilities(self, _call: Call) -> bytes:
-        return protocol.CAPABILITIES
+    async def _capabilities(self, call: Call) -> bytes:
+        return protocol.capabilities("global" if call.door.shared_only else "local")
 
     async def _create(self, call: Call) -> bytes:
         asked = protocol.options(call.message)
-        await self._manager.create(call.name, asked, call.client, call.caller)
+        await self._manager.create(
+            call.name, asked, call.client, call.caller, call.door
+        )
         return protocol.EMPTY
 
     async def _remove(self, call: Call) -> bytes:
-        await self._manager.remove(call.name, call.client, call.caller)
+        await self._manager.remove(call.name, call.client, call.caller, call.door)
         return protocol.EMPTY
 
     async def _mount(self, call: Call) -> bytes:
         client = call.client
-        path = await self._manager.mount(call.name, call.id, client, call.caller)
+        path = await self._manager.mount(
+            call.name, call.id, client, call.caller, call.door
+        )
         if not call.caller.is_waiting():
             # It left in the last moment. Nothing was written yet, so it can't know.
             await self._manager.unmount(call.name, call.id, client, Caller())
@@ -165,17 +183,17 @@ class Server:
         return protocol.EMPTY
 
     async def _path(self, call: Call) -> bytes:
-        return protocol.mountpoint(self._manager.path(call.name))
+        return protocol.mountpoint(self._manager.path(call.name, call.door))
 
     async def _get(self, call: Call) -> bytes:
-        return protocol.volume(*self._manager.get(call.name))
+        return protocol.volume(*self._manager.get(call.name, call.door))
 
-    async def _list(self, _call: Call) -> bytes:
-        generation, answer = self._list_answer
+    async def _list(self, call: Call) -> bytes:
+        generation, answer = self._list_answers.get(call.door, (-1, b""))
         if generation != self._manager.generation:
             generation = self._manager.generation
-            answer = protocol.volumes(self._manager.volumes())
-            self._list_answer = generation, answer
+            answer = protocol.volumes(self._manager.volumes(call.door))
+            self._list_answers[call.door] = generation, answer
         return answer
 
 

@@ -17,12 +17,16 @@ from volplugin.admin import server as admin
 from volplugin.attachments import Attachments
 from volplugin.backends import Backends
 from volplugin.catalog import Catalog
+from volplugin.changes import Changes
 from volplugin.config import Config
 from volplugin.core import Core
+from volplugin.doors import Door
 from volplugin.errors import VolpluginError
+from volplugin.following import Followers
 from volplugin.host import lockfile, paths, processes
 from volplugin.logs import Writer, log
 from volplugin.manager import VolumeManager
+from volplugin.operations import Operations
 from volplugin.recovery import recover
 from volplugin.server import Server
 from volplugin.sockets import Listener, bind
@@ -91,9 +95,12 @@ class _Service:
         self._backends = Backends(config)
         self._catalog = Catalog(store, self._backends, processes.boot_id())
         self._core = Core(self._catalog, Attachments(self._catalog))
-        self._manager = VolumeManager(self._core, config.timeouts)
-        self._server = Server(self._manager)
-        self._admin = admin.AdminServer(self._manager)
+        changes = Changes()
+        self._manager = VolumeManager(self._core, changes, config.timeouts)
+        self._server = Server(self._manager, _doors(config))
+        self._admin = admin.AdminServer(Operations(self._core, changes))
+        self._followers = Followers(self._core, changes)
+        self._following: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._taking_over: asyncio.Task[None] | None = None
@@ -115,8 +122,11 @@ class _Service:
                 listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
             await self._admin.listen(listeners[0])
             await self._server.listen(listeners[1:])
+            if self._core.unsettled():
+                self._manager.sweep_soon()
             self._start_sweeping()
             self._start_refreshing()
+            self._start_following()
             log(
                 logger,
                 logging.INFO,
@@ -147,16 +157,28 @@ class _Service:
             usages.keep_refreshing(self._config.usage_interval)
         )
 
+    def _start_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.create_task(
+            self._followers.keep_following(self._config.follow_interval)
+        )
+
     async def _shut_down(self, listeners: list[Listener]) -> bool:
         log(logger, logging.INFO, "stopping")
         limit = self._config.timeouts.drain
         answered = all(
             await asyncio.gather(self._server.drain(limit), self._admin.drain(limit))
         )
-        for task in (self._taking_over, self._sweeping, self._refreshing):
+        for task in (
+            self._taking_over,
+            self._sweeping,
+            self._refreshing,
+            self._following,
+        ):
             if task is not None:
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.wait({task}, timeout=STUCK_LIMIT)
         ended = await self._manager.drain(limit if answered else 0.1)
         closed = [await b.close(STUCK_LIMIT) for b in self._backends.all()]
         for listener in listeners:
@@ -188,7 +210,20 @@ class _Service:
         self._writer.reconfigure(config.log_format, config.log_level)
         self._start_sweeping()
         self._start_refreshing()
+        self._start_following()
         log(logger, logging.INFO, "configuration reloaded")
+
+
+def _doors(config: Config) -> dict[str, Door]:
+    """Return what each socket serves that does not serve all."""
+    return {
+        socket.path: Door(
+            default_backend=socket.default_backend,
+            shared_only=socket.scope == "global",
+        )
+        for socket in config.sockets
+        if socket.default_backend is not None or socket.scope == "global"
+    }
 
 
 def _sockets(config: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Run as a script in the host. Each line of its input is an order in JSON; each ge
 line of answer. A forked child runs the real command line and nothing of this file.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -12,9 +13,11 @@ from collections.abc import Mapping, Sequence
 
 # What `volplugin serve` and `recover` import, so that no child has to.
 from volplugin import cli, logs, rebuild, service
-from volplugin.drivers import local, quota, tmpfs
+from volplugin.ceph import bindings
+from volplugin.drivers import cephfs, local, quota, rbd, tmpfs
+from volplugin.errors import Unsupported
 
-WARM = (logs, rebuild, service, local, quota, tmpfs)
+WARM = (logs, rebuild, service, cephfs, local, quota, rbd, tmpfs)
 
 
 def fork(
@@ -37,6 +40,9 @@ def fork(
 
 def main() -> None:
     """Carry out orders until the input ends."""
+    with contextlib.suppress(Unsupported):
+        bindings.load("rbd")
+        bindings.load("cephfs")
     gc.freeze()  # what is imported stays shared with all children
     for line in sys.stdin:
         order = json.loads(line)

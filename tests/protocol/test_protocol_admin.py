@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,19 +24,29 @@ from support.plugin import Plugin, plugin_environment
 from support.wait import eventually
 
 from volplugin.admin.client import AdminClient
-from volplugin.admin.messages import RESIZE, ResizeAnswer
+from volplugin.admin.messages import (
+    DROP_SNAPSHOT,
+    RESIZE,
+    SNAPSHOTS,
+    TAKE_OVER,
+    TAKE_SNAPSHOT,
+    ResizeAnswer,
+    SnapshotEntry,
+)
 from volplugin.admin.server import AdminServer, listener
 from volplugin.changes import Caller
 from volplugin.cli import cli
+from volplugin.drivers.driver import Snapshot
 from volplugin.errors import (
     Internal,
     NoSpace,
     NotFound,
     Unavailable,
+    Unsupported,
     VolpluginError,
 )
-from volplugin.manager import VolumeManager
 from volplugin.model import Volume
+from volplugin.operations import Operations
 
 pytestmark = pytest.mark.root
 
@@ -74,14 +84,17 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-# A manager behind a real socket
+# Operations behind a real socket
 
 
 class Manager:
-    """What resizes, after ``seconds``: it notes what it is asked, then grants it."""
+    """All `Operations`, after ``seconds``: noted, then granted."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.others: list[tuple[str, ...]] = []  # what is asked but resizes
+        self.hosts: list[str] = []
+        self.found: list[Snapshot] = []
         self.callers: list[Caller] = []
         self.begun = threading.Event()
         self.ended = threading.Event()
@@ -92,14 +105,35 @@ class Manager:
         self, name: str, changes: Mapping[str, str], caller: Caller
     ) -> tuple[Volume, Volume]:
         self.asked.append((name, dict(changes)))
+        await self._do(caller)
+        before = {"size": "10G", "driver": "x"}
+        return volume(name, before), volume(name, {**before, **changes})
+
+    async def take_over(self, name: str, caller: Caller) -> Sequence[str]:
+        self.others.append(("take_over", name))
+        await self._do(caller)
+        return self.hosts
+
+    async def snapshots(self, name: str, caller: Caller) -> Sequence[Snapshot]:
+        self.others.append(("snapshots", name))
+        await self._do(caller)
+        return self.found
+
+    async def take_snapshot(self, name: str, snapshot: str, caller: Caller) -> None:
+        self.others.append(("take_snapshot", name, snapshot))
+        await self._do(caller)
+
+    async def drop_snapshot(self, name: str, snapshot: str, caller: Caller) -> None:
+        self.others.append(("drop_snapshot", name, snapshot))
+        await self._do(caller)
+
+    async def _do(self, caller: Caller) -> None:
         self.callers.append(caller)
         self.begun.set()
         await asyncio.sleep(self.seconds)
         self.ended.set()
         if self.error is not None:
             raise self.error
-        before = {"size": "10G", "driver": "x"}
-        return volume(name, before), volume(name, {**before, **changes})
 
 
 def volume(name: str, options: Mapping[str, str]) -> Volume:
@@ -133,7 +167,7 @@ class Running:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _start(self) -> AdminServer:
-        server = AdminServer(cast(VolumeManager, self.manager))
+        server = AdminServer(cast(Operations, self.manager))
         await server.listen(self._listener)
         return server
 
@@ -171,13 +205,18 @@ def running(folder: Path) -> Iterator[Running]:
 
 def command(running: Running, *words: str, **variables: str) -> Result:
     """Run ``volplugin volume resize`` in this process."""
+    return invoke(running, "volume", "resize", *words, **variables)
+
+
+def invoke(running: Running, *words: str, **variables: str) -> Result:
+    """Run a command of operators in this process."""
     if not variables and "--config" not in words:
         words = (*words, "--admin-socket", str(running.socket))
     kept: dict[str, str | None] = {
         name: None for name in os.environ if name.startswith("VOLPLUGIN_")
     }
     runner = CliRunner(env={**kept, **variables})
-    return runner.invoke(cli, ["volume", "resize", *words])
+    return runner.invoke(cli, list(words))
 
 
 # The socket of a server
@@ -331,6 +370,30 @@ def test_a_changed_socket_needs_a_restart(folder: Path) -> None:
         ),
         (f"GET {RESIZE}", None, 405, "INVALID_ARGUMENT", "takes POST, not GET"),
         (f"PUT {RESIZE}", b"{}", 405, "INVALID_ARGUMENT", "takes POST, not PUT"),
+        (f"POST {TAKE_OVER}", b"{}", 400, "INVALID_ARGUMENT", "name is missing"),
+        (
+            f"POST {TAKE_OVER}",
+            b'{"name":"q","force":"1"}',
+            400,
+            "INVALID_ARGUMENT",
+            "unknown key 'force'; it takes name",
+        ),
+        (f"POST {SNAPSHOTS}", b"[]", 400, "INVALID_ARGUMENT", "no object"),
+        (
+            f"POST {TAKE_SNAPSHOT}",
+            b'{"name":"q"}',
+            400,
+            "INVALID_ARGUMENT",
+            "snapshot is missing",
+        ),
+        (
+            f"POST {DROP_SNAPSHOT}",
+            b'{"name":"q","snapshot":1}',
+            400,
+            "INVALID_ARGUMENT",
+            "be a string, not 1",
+        ),
+        (f"GET {SNAPSHOTS}", None, 405, "INVALID_ARGUMENT", "takes POST, not GET"),
         ("POST /admin/v1/shrink", b"{}", 404, "UNSUPPORTED", "/admin/v1/shrink"),
         ("POST /admin/v1/resize/", b"{}", 404, "UNSUPPORTED", "there is no call"),
         ("POST /admin/v2/resize", b"{}", 404, "UNSUPPORTED", "there is no call"),
@@ -620,3 +683,107 @@ def test_ctrl_c(running: Running, caplog: pytest.LogCaptureFixture) -> None:
         ),
         "the outcome is logged",
     )
+
+
+# Takeover and snapshots
+
+
+@pytest.mark.parametrize(
+    ("hosts", "printed"),
+    [
+        ([], "q: no host had it\n"),
+        (["a"], "q: taken from a\n"),
+        (["a", "b"], "q: taken from a, b\n"),
+    ],
+)
+def test_a_takeover(running: Running, hosts: list[str], printed: str) -> None:
+    """The command names the hosts that the volume was taken from."""
+    running.manager.hosts = hosts
+    assert list(running.client.take_over("q").hosts) == hosts
+    done = invoke(running, "volume", "takeover", "q")
+    assert (done.exit_code, done.output) == (0, printed)
+    assert running.manager.others == [("take_over", "q")] * 2
+
+
+def test_a_snapshot(running: Running) -> None:
+    """The command tells what it has made, in the words of ``from``."""
+    done = invoke(running, "snapshot", "create", "q@then")
+    assert (done.exit_code, done.output) == (0, "q@then\n")
+    done = invoke(running, "snapshot", "rm", "q@then")
+    assert (done.exit_code, done.output) == (0, "q@then\n")
+    answer = running.client.take_snapshot("q", "now")
+    assert (answer.name, answer.snapshot) == ("q", "now")
+    answer = running.client.drop_snapshot("q", "now")
+    assert (answer.name, answer.snapshot) == ("q", "now")
+    assert running.manager.others == [
+        ("take_snapshot", "q", "then"),
+        ("drop_snapshot", "q", "then"),
+        ("take_snapshot", "q", "now"),
+        ("drop_snapshot", "q", "now"),
+    ]
+
+
+def test_snapshots_are_listed(running: Running) -> None:
+    """As a table, with sizes for people; programs get bytes."""
+    running.manager.found = [
+        Snapshot(name="monday", created_at="2026-11-23T00:00:00Z", size=10 << 30),
+        Snapshot(name="b", created_at="2026-11-24T00:00:00Z"),
+    ]
+    done = invoke(running, "snapshot", "ls", "q")
+    assert done.exit_code == 0
+    assert done.output.splitlines() == [
+        "SNAPSHOT  CREATED               SIZE",
+        "q@monday  2026-11-23T00:00:00Z  10G",
+        "q@b       2026-11-24T00:00:00Z",
+    ]
+    assert list(running.client.snapshots("q").snapshots) == [
+        SnapshotEntry(
+            name="monday", created_at="2026-11-23T00:00:00Z", size=str(10 << 30)
+        ),
+        SnapshotEntry(name="b", created_at="2026-11-24T00:00:00Z", size=""),
+    ]
+
+
+def test_no_snapshots(running: Running) -> None:
+    """The table is empty."""
+    done = invoke(running, "snapshot", "ls", "q")
+    assert (done.exit_code, done.output) == (0, "SNAPSHOT  CREATED  SIZE\n")
+
+
+OTHERS = [
+    (["volume", "takeover", "q"], "takeover q"),
+    (["snapshot", "create", "q@then"], "snapshot q@then"),
+    (["snapshot", "ls", "q"], "snapshots of q"),
+    (["snapshot", "rm", "q@then"], "snapshot q@then"),
+]
+
+
+@pytest.mark.parametrize(("words", "doing"), OTHERS)
+def test_errors_of_the_others(running: Running, words: list[str], doing: str) -> None:
+    """What the server refuses is printed with what was tried, and status 1."""
+    running.manager.error = Unavailable("the cluster does not answer")
+    done = invoke(running, *words)
+    assert done.exit_code == 1
+    assert done.output == f"volplugin: {doing}: the cluster does not answer\n"
+
+
+@pytest.mark.parametrize(("words", "doing"), OTHERS)
+def test_the_others_and_a_server(plugin: Plugin, words: list[str], doing: str) -> None:
+    """Real commands and a real server: the error of a volume that is not there."""
+    socket = str(plugin.admin_socket)
+    done = run([sys.executable, "-m", "volplugin", *words, "--admin-socket", socket])
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"volplugin: {doing}: no such volume\n"
+
+
+def test_a_driver_without_snapshots(plugin: Plugin) -> None:
+    """The server's reason names the driver."""
+    plugin.client.create("plain", {"driver": "local"})
+    client = AdminClient(str(plugin.admin_socket))
+    with pytest.raises(Unsupported, match="volumes of driver local have no snapshots"):
+        client.take_snapshot("plain", "then")
+    with pytest.raises(Unsupported, match="volumes of driver local belong to one host"):
+        client.take_over("plain")
+    plugin.client.remove("plain")
+    assert {call.op for call in plugin.calls("plain")} > {"TakeSnapshot", "TakeOver"}

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from volplugin import protocol
 from volplugin.admin import messages
 from volplugin.admin.client import AdminClient
-from volplugin.admin.messages import Failure, ResizeAnswer, ResizeRequest
+from volplugin.admin.messages import (
+    Failure,
+    ResizeAnswer,
+    ResizeRequest,
+    SnapshotAnswer,
+    SnapshotEntry,
+    SnapshotRequest,
+    SnapshotsAnswer,
+    TakeOverAnswer,
+    VolumeRequest,
+)
 from volplugin.cli import cli
 from volplugin.errors import Code, Internal, InvalidArgument, VolpluginError
 
@@ -21,11 +31,17 @@ KINDS = VolpluginError.__subclasses__()
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 words = st.none() | texts
 options = st.dictionaries(texts, texts, max_size=3)
+entries = st.builds(SnapshotEntry, name=texts, created_at=texts, size=texts)
 
 
 @given(
     st.builds(ResizeRequest, name=texts, size=words, inodes=words)
     | st.builds(ResizeAnswer, name=texts, before=options, after=options)
+    | st.builds(VolumeRequest, name=texts)
+    | st.builds(TakeOverAnswer, name=texts, hosts=st.lists(texts, max_size=3))
+    | st.builds(SnapshotRequest, name=texts, snapshot=texts)
+    | st.builds(SnapshotAnswer, name=texts, snapshot=texts)
+    | st.builds(SnapshotsAnswer, name=texts, snapshots=st.lists(entries, max_size=3))
     | st.builds(Failure, code=texts, message=texts)
 )
 def test_what_is_written_is_read_back(message: Any) -> None:
@@ -45,6 +61,28 @@ def test_the_wire() -> None:
         "before": {"size": "10G"},
         "after": {"size": "20G"},
     }
+    paths = [
+        messages.TAKE_OVER,
+        messages.SNAPSHOTS,
+        messages.TAKE_SNAPSHOT,
+        messages.DROP_SNAPSHOT,
+    ]
+    assert paths == [
+        "/admin/v1/take-over",
+        "/admin/v1/snapshots",
+        "/admin/v1/take-snapshot",
+        "/admin/v1/drop-snapshot",
+    ]
+    entry = SnapshotEntry(name="then", created_at="2026-01-01T00:00:00Z", size="7")
+    listed = SnapshotsAnswer(name="q", snapshots=[entry])
+    assert json.loads(messages.encode(listed)) == {
+        "name": "q",
+        "snapshots": [
+            {"name": "then", "created_at": "2026-01-01T00:00:00Z", "size": "7"}
+        ],
+    }
+    taken = TakeOverAnswer(name="q", hosts=["a"])
+    assert messages.encode(taken) == b'{"name":"q","hosts":["a"]}'
 
 
 @pytest.mark.parametrize(
@@ -97,20 +135,68 @@ def test_what_is_no_answer(body: bytes, reason: str) -> None:
     assert reason in str(caught.value)
 
 
+WORDS = ["name", "size", "x", "snapshot", "snapshots"]
+LISTED = '{"name":"q","snapshots":[{"name":"s","created_at":"","size":""}]}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "reason"),
+    [
+        (VolumeRequest, "{}", "name is missing"),
+        (VolumeRequest, '{"name":"q","size":"1"}', "unknown key 'size'; it takes name"),
+        (SnapshotRequest, '{"name":"q"}', "snapshot is missing"),
+        (
+            SnapshotRequest,
+            '{"name":"q","snapshot":null}',
+            "snapshot must be a string, not None",
+        ),
+        (TakeOverAnswer, '{"name":"q"}', "hosts is missing"),
+        (TakeOverAnswer, '{"name":"q","hosts":"a"}', "hosts must be texts, not 'a'"),
+        (TakeOverAnswer, '{"name":"q","hosts":[1]}', "hosts must be texts, not [1]"),
+        (SnapshotsAnswer, '{"name":"q"}', "snapshots is missing"),
+        (SnapshotsAnswer, '{"name":"q","snapshots":5}', "snapshots must be objects"),
+        (SnapshotsAnswer, '{"name":"q","snapshots":null}', "snapshots must be objects"),
+        (SnapshotsAnswer, '{"name":"q","snapshots":"a"}', "snapshots must be objects"),
+        (SnapshotsAnswer, '{"name":"q","snapshots":[5]}', "snapshots must be objects"),
+        (SnapshotsAnswer, '{"name":"q","snapshots":[{}]}', "name is missing"),
+        (
+            SnapshotsAnswer,
+            LISTED.replace('"s"', "1"),
+            "name must be a string, not 1",
+        ),
+        (
+            SnapshotsAnswer,
+            LISTED.replace("size", "soze"),
+            "unknown key 'soze'",
+        ),
+    ],
+)
+def test_what_is_no_message_of_its_kind(
+    kind: type[attrs.AttrsInstance], body: str, reason: str
+) -> None:
+    """Each is held to its form, down to the entries of a list."""
+    with pytest.raises(InvalidArgument) as caught:
+        messages.decode(body.encode(), kind)
+    assert reason in str(caught.value)
+
+
 @given(
     st.binary()
     | st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["name", "size", "x"]), inner, max_size=3)
+            | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)
         ),
-    ).map(lambda value: json.dumps(value).encode())
+    ).map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([ResizeRequest, VolumeRequest, SnapshotRequest, SnapshotsAnswer]),
 )
-def test_any_body_is_a_request_or_refused(body: bytes) -> None:
+def test_any_body_is_a_message_or_refused(
+    body: bytes, kind: type[attrs.AttrsInstance]
+) -> None:
     """No body escapes as another error."""
     try:
-        messages.decode(body, ResizeRequest)
+        messages.decode(body, kind)
     except InvalidArgument as error:
         assert str(error)  # noqa: PT017 - may also be right
 
@@ -204,5 +290,53 @@ def test_the_help_teaches() -> None:
 def test_wrong_words(arguments: list[str], reason: str) -> None:
     """What can't be meant is told with status 2, as by every command."""
     done = CliRunner().invoke(cli, ["volume", "resize", *arguments])
+    assert done.exit_code == 2
+    assert reason.lower() in done.output.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (
+            ["volume", "takeover"],
+            ["volplugin volume takeover pg", "blocklisted", "not yet synced"],
+        ),
+        (
+            ["snapshot", "create"],
+            ["volplugin snapshot create pg@monday", "power cut"],
+        ),
+        (["snapshot", "ls"], ["oldest first"]),
+        (["snapshot", "rm"], ["Refused while volumes"]),
+        (["snapshot"], ["-o from=VOLUME@SNAPSHOT", "create", "ls", "rm"]),
+    ],
+    ids=" ".join,
+)
+def test_the_help_of_the_others_teaches(words: list[str], texts: list[str]) -> None:
+    """An example, and what to know before."""
+    done = CliRunner().invoke(cli, [*words, "--help"], terminal_width=88)
+    assert done.exit_code == 0
+    shown = " ".join(done.output.split())
+    for text in texts:
+        assert text in shown
+    if len(words) == 2:
+        assert "[default: /run/volplugin/admin.sock]" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["volume", "takeover"], "Missing argument 'NAME'"),
+        (["volume", "takeover", "a", "b"], "unexpected extra argument"),
+        (["snapshot", "ls"], "Missing argument 'VOLUME'"),
+        (["snapshot", "create"], "Missing argument 'VOLUME@SNAPSHOT'"),
+        (["snapshot", "create", "pg"], "'pg': give VOLUME@SNAPSHOT"),
+        (["snapshot", "create", "pg@"], "'pg@': give VOLUME@SNAPSHOT"),
+        (["snapshot", "rm", "@monday"], "'@monday': give VOLUME@SNAPSHOT"),
+        (["snapshot", "drop", "pg@x"], "No such command"),
+    ],
+)
+def test_wrong_words_of_the_others(arguments: list[str], reason: str) -> None:
+    """They are told with status 2 too."""
+    done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert reason.lower() in done.output.lower()

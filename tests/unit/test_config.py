@@ -19,8 +19,8 @@ from volplugin.config import (
     SocketConfig,
     Timeouts,
     load,
-    render,
 )
+from volplugin.config_print import render
 from volplugin.errors import InvalidArgument
 
 
@@ -93,6 +93,8 @@ def read(
         flags=flags or {},
         settings_of=DRIVERS.get,
         drivers=DRIVERS.keys(),
+        aliases={"ram": "tmpfs"},
+        shared=("tmpfs",),
     )
 
 
@@ -460,6 +462,116 @@ def test_a_faulty_default_backend_is_told_once(
     assert len(faults("default-backend = 'a'\n[backend.a]\ndriver = 'x'")) == 1
 
 
+# Sockets with a backend and a scope of their own
+
+
+def test_a_socket_has_a_default_backend(loaded: Load) -> None:
+    """A backend by its name, or by another name of its driver."""
+    for name in ("local", "a", "ram"):
+        config = loaded(
+            f"[socket.s]\npath = '/s'\ndefault-backend = '{name}'\n"
+            f"[backend.a]\ndriver = 'plain'"
+        )
+        assert config.sockets[0].default_backend == name
+
+
+def test_a_socket_without_a_backend_of_its_own(loaded: Load) -> None:
+    """It has everyone's, and is local."""
+    (socket,) = loaded("[socket.s]\npath = '/s'").sockets
+    assert socket.default_backend is None
+    assert socket.scope == "local"
+
+
+def test_a_socket_keeps_its_backend_when_a_flag_names_it(loaded: Load) -> None:
+    """A path that is in the file keeps what the file says of it."""
+    text = "[socket.s]\npath = '/s'\ndefault-backend = 'tmpfs'\nscope = 'global'"
+    (socket,) = loaded(text, sockets=("/s",)).sockets
+    assert (socket.default_backend, socket.scope) == ("tmpfs", "global")
+
+
+@pytest.mark.parametrize("default", ["tmpfs", "ram", "shared"])
+def test_a_global_socket(loaded: Load, default: str) -> None:
+    """Its backend is of a driver that shares, be it its own or everyone's."""
+    backend = "[backend.shared]\ndriver = 'tmpfs'\n"
+    socket = "[socket.s]\npath = '/s'\nscope = 'global'\n"
+    own = f"{socket}default-backend = '{default}'\n"
+    (found,) = loaded(own + backend).sockets
+    assert found.scope == "global"
+    (found,) = loaded(f"default-backend = '{default}'\n{socket}{backend}").sockets
+    assert found.scope == "global"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "[socket.s]\npath = '/s'\ndefault-backend = 'tmpsf'",
+            "socket /s: default-backend: there is no backend 'tmpsf'; did you mean "
+            "'tmpfs'?; there are local, plain, tmpfs",
+        ),
+        (
+            "[socket.s]\npath = '/s'\nscope = 'global'",
+            "socket /s: scope: a global socket serves shared backends alone, and its "
+            "default backend 'local' is of driver local: give it a default-backend of "
+            "driver tmpfs",
+        ),
+        (
+            "[socket.s]\npath = '/s'\nscope = 'global'\ndefault-backend = 'plain'",
+            "socket /s: scope: a global socket serves shared backends alone, and its "
+            "default backend 'plain' is of driver plain: give it a default-backend of "
+            "driver tmpfs",
+        ),
+        (
+            "default-backend = 'x'\n[socket.s]\npath = '/s'\nscope = 'global'",
+            "FILE: default-backend: there is no backend 'x'; there are local, plain, "
+            "tmpfs",
+        ),
+    ],
+)
+def test_a_socket_that_can_not_be_served(
+    faults: Callable[..., list[str]], text: str, fault: str
+) -> None:
+    """The fault names the socket, and is told once."""
+    assert faults(text) == [fault]
+
+
+def test_what_is_no_scope(faults: Callable[..., list[str]]) -> None:
+    """There are two."""
+    (fault,) = faults("[socket.s]\npath = '/s'\nscope = 'swarm'")
+    assert fault.startswith("FILE: socket.s.scope: ")
+    assert "local" in fault
+    assert "global" in fault
+
+
+def test_a_socket_of_a_faulty_backend(faults: Callable[..., list[str]]) -> None:
+    """The table's own fault is enough."""
+    text = "[socket.s]\npath = '/s'\ndefault-backend = 'a'\n[backend.a]\ndriver = 'x'"
+    assert len(faults(text)) == 1
+
+
+# Other names of drivers
+
+
+def test_another_name_of_a_driver(loaded: Load) -> None:
+    """It names a driver, and a backend of that driver."""
+    config = loaded("[backend.ram]\nsize = 2\n[backend.a]\ndriver = 'ram'")
+    for name in ("ram", "a"):
+        assert config.backends[name].driver == "tmpfs"
+    assert loaded("default-backend = 'ram'").default_backend == "ram"
+
+
+@pytest.mark.parametrize("name", ["ram", "tmpfs"])
+def test_a_name_of_a_driver_means_that_driver(
+    faults: Callable[..., list[str]], loaded: Load, name: str
+) -> None:
+    """A backend of this name is of no other driver."""
+    (fault,) = faults(f"[backend.{name}]\ndriver = 'local'")
+    assert "a backend with a driver's name is of that driver" in fault
+    for driver in ("ram", "tmpfs"):
+        config = loaded(f"[backend.{name}]\ndriver = '{driver}'")
+        assert config.backends[name].driver == "tmpfs"
+
+
 printable = "aZ0 _-.,:=#'[]\"\\/\u00fc\u2028\U0001f600"
 paths = (
     st.text(printable + "\t\r\x1b\x7f", min_size=1, max_size=9)
@@ -475,6 +587,13 @@ sockets = st.builds(
     mode=st.integers(0, 0o7777),
     owner=accounts,
     group=accounts,
+    default_backend=st.sampled_from([None, "local", "plain", "tmpfs", "ram"]),
+).flatmap(
+    lambda socket: st.sampled_from(
+        [socket, attrs.evolve(socket, scope="global")]
+        if socket.default_backend in {"tmpfs", "ram"}
+        else [socket]
+    )
 )
 local = st.fixed_dictionaries(
     {}, optional={"allow": st.lists(paths, max_size=3), "label": lines}
@@ -503,12 +622,13 @@ def configurations(draw: st.DrawFn) -> Config:
         backends[name] = BackendConfig(name=name, driver=driver, settings=chosen)
     return Config(
         root=draw(paths),
-        default_backend=draw(st.sampled_from(sorted(backends))),
+        default_backend=draw(st.sampled_from([*sorted(backends), "ram"])),
         log_format=draw(st.sampled_from(["text", "json"])),
         log_level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
         sweep_interval=draw(times),
         admin_socket=draw(paths.map("/admin{}".format)),
         usage_interval=draw(times),
+        follow_interval=draw(times),
         usage_marks=draw(st.sets(st.integers(1, 100)).map(sorted).map(tuple)),
         sockets=tuple(
             draw(st.lists(sockets, min_size=1, max_size=3, unique_by=lambda s: s.path))
@@ -555,7 +675,11 @@ def test_what_is_printed() -> None:
             "a.b": BackendConfig(
                 name="a.b", driver="tmpfs", settings={"size": "1G", "guard": True}
             )
-        }
+        },
+        sockets=(
+            SocketConfig(),
+            SocketConfig(path="/run/x.sock", default_backend="a.b", scope="global"),
+        ),
     )
     assert render(config) == (
         """\
@@ -567,6 +691,7 @@ sweep-interval = 5.0
 admin-socket = "/run/volplugin/admin.sock"
 usage-interval = 60.0
 usage-marks = "80,95"
+follow-interval = 30.0
 
 [timeouts]
 create = 110.0
@@ -580,6 +705,15 @@ path = "/run/docker/plugins/volplugin.sock"
 mode = "0660"
 owner = "root"
 group = "root"
+scope = "local"
+
+[socket.2]
+path = "/run/x.sock"
+mode = "0660"
+owner = "root"
+group = "root"
+default-backend = "a.b"
+scope = "global"
 
 [backend."a.b"]
 driver = "tmpfs"

@@ -132,7 +132,9 @@ def test_bytes() -> None:
     """The answers that never change are what dockerd compares with."""
     assert protocol.EMPTY == b"{}"
     assert protocol.ACTIVATED == b'{"Implements":["VolumeDriver"]}'
-    assert protocol.CAPABILITIES == b'{"Capabilities":{"Scope":"local"}}'
+    for scope in (b"local", b"global"):
+        answer = b'{"Capabilities":{"Scope":"%s"}}' % scope
+        assert protocol.capabilities(scope.decode()) == answer
     assert protocol.CONTENT_TYPE == "application/vnd.docker.plugins.v1.1+json"
     assert protocol.BODY_LIMIT == 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""README.rst and CHANGES.rst say what the code says."""
+"""README.rst, the pages in docs and CHANGES.rst say what the code says."""
 
 import re
 from pathlib import Path
@@ -10,13 +10,15 @@ from docutils.core import publish_doctree
 
 from volplugin import __version__, config, drivers, failpoints, options
 from volplugin.cli import cli
-from volplugin.config import Config, SocketConfig, Timeouts, load, render
+from volplugin.config import Config, SocketConfig, Timeouts, load
+from volplugin.config_print import render
 from volplugin.errors import InvalidArgument
 from volplugin.sizes import parse_size
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 README: Final = ROOT / "README.rst"
 CHANGES: Final = ROOT / "CHANGES.rst"
+PAGES: Final = sorted((ROOT / "docs").glob("*.rst"))
 
 Row = tuple[str, ...]
 
@@ -39,6 +41,23 @@ def parse(file: Path) -> nodes.document:
 @pytest.fixture(scope="module")
 def readme() -> nodes.document:
     return parse(README)
+
+
+@pytest.fixture(scope="module")
+def manual(readme: nodes.document) -> list[nodes.document]:
+    """All pages for users."""
+    return [readme, *map(parse, PAGES)]
+
+
+def driver_section(manual: list[nodes.document], name: str) -> nodes.section:
+    title = f"Driver {name}"
+    found = [page for page in manual if title in titles(page)]
+    assert len(found) == 1, f"{len(found)} pages have a section {title!r}"
+    return section(found[0], title)
+
+
+def titles(document: nodes.document) -> list[str]:
+    return [plain(title) for title in document.findall(nodes.title)]
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -87,7 +106,7 @@ def declared(cls: type) -> list[Row]:
     return rows
 
 
-@pytest.mark.parametrize("file", [README, CHANGES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [README, CHANGES, *PAGES], ids=lambda file: file.name)
 def test_is_valid_restructured_text(file: Path) -> None:
     """A page that PyPI and GitHub show has no fault in its form."""
     parse(file)
@@ -95,29 +114,31 @@ def test_is_valid_restructured_text(file: Path) -> None:
 
 @pytest.mark.parametrize("name", drivers.NAMES)
 def test_driver_section_lists_the_options_of_a_volume(
-    readme: nodes.document, name: str
+    manual: list[nodes.document], name: str
 ) -> None:
     """The first table of a driver's section is what ``-o help`` says."""
-    assert tables(section(readme, f"Driver {name}"))[0] == declared(
+    assert tables(driver_section(manual, name))[0] == declared(
         drivers.find(name).Options
     )
 
 
 @pytest.mark.parametrize("name", drivers.NAMES)
 def test_driver_section_lists_the_settings_of_a_backend(
-    readme: nodes.document, name: str
+    manual: list[nodes.document], name: str
 ) -> None:
     """The second table of a driver's section has its backend's settings."""
-    assert tables(section(readme, f"Driver {name}"))[1] == declared(
+    assert tables(driver_section(manual, name))[1] == declared(
         drivers.find(name).Config
     )
 
 
-def test_there_is_no_section_of_a_driver_that_is_none(readme: nodes.document) -> None:
+def test_there_is_no_section_of_a_driver_that_is_none(
+    manual: list[nodes.document],
+) -> None:
     """The sections *Driver NAME* are those of the registry."""
-    titles = [plain(title) for title in readme.findall(nodes.title)]
-    found = [title for title in titles if title.startswith("Driver ")]
-    assert found == [f"Driver {name}" for name in drivers.NAMES]
+    told = [title for page in manual for title in titles(page)]
+    found = [title for title in told if title.startswith("Driver ")]
+    assert sorted(found) == [f"Driver {name}" for name in drivers.NAMES]
 
 
 def test_common_options_are_those_that_the_code_takes_apart(
@@ -148,14 +169,16 @@ def test_configuration_lists_every_key_with_its_default(
     assert table(section(readme, "Configuration"), first_key) == declared(cls)
 
 
-def test_every_key_that_config_prints_is_in_the_readme(readme: nodes.document) -> None:
+def test_every_key_that_config_prints_is_in_the_manual(
+    manual: list[nodes.document],
+) -> None:
     """``volplugin config`` prints no key that a user can't look up."""
     printed = {
         line.partition(" = ")[0]
         for line in render(load_text("")).splitlines()
         if " = " in line
     }
-    told = {row[0] for rows in tables(readme) for row in rows}
+    told = {row[0] for page in manual for rows in tables(page) for row in rows}
     assert printed <= told
 
 
@@ -170,6 +193,8 @@ def load_text(text: str, directory: Path | None = None) -> Config:
         flags={},
         settings_of=drivers.settings_of,
         drivers=drivers.NAMES,
+        aliases=drivers.ALIASES,
+        shared=drivers.SHARED,
     )
 
 

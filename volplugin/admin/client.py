@@ -8,7 +8,16 @@ import aiohttp
 import attrs
 
 from volplugin.admin import messages
-from volplugin.admin.messages import Failure, ResizeAnswer, ResizeRequest
+from volplugin.admin.messages import (
+    Failure,
+    ResizeAnswer,
+    ResizeRequest,
+    SnapshotAnswer,
+    SnapshotRequest,
+    SnapshotsAnswer,
+    TakeOverAnswer,
+    VolumeRequest,
+)
 from volplugin.errors import Internal, InvalidArgument, Unavailable, VolpluginError
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
@@ -41,6 +50,26 @@ class AdminClient:
         request = ResizeRequest(name=name, size=size, inodes=inodes)
         request.changes()  # refused here as it would be there
         return asyncio.run(self._call(messages.RESIZE, request, ResizeAnswer))
+
+    def take_over(self, name: str) -> TakeOverAnswer:
+        """Fence all other hosts that have the volume ``name``; return which."""
+        request = VolumeRequest(name=name)
+        return asyncio.run(self._call(messages.TAKE_OVER, request, TakeOverAnswer))
+
+    def snapshots(self, name: str) -> SnapshotsAnswer:
+        """Return the snapshots of the volume ``name``, oldest first."""
+        request = VolumeRequest(name=name)
+        return asyncio.run(self._call(messages.SNAPSHOTS, request, SnapshotsAnswer))
+
+    def take_snapshot(self, name: str, snapshot: str) -> SnapshotAnswer:
+        """Keep the volume ``name`` as it is now under ``snapshot``."""
+        request = SnapshotRequest(name=name, snapshot=snapshot)
+        return asyncio.run(self._call(messages.TAKE_SNAPSHOT, request, SnapshotAnswer))
+
+    def drop_snapshot(self, name: str, snapshot: str) -> SnapshotAnswer:
+        """Delete ``snapshot`` of the volume ``name``."""
+        request = SnapshotRequest(name=name, snapshot=snapshot)
+        return asyncio.run(self._call(messages.DROP_SNAPSHOT, request, SnapshotAnswer))
 
     async def _call(self, path: str, request: attrs.AttrsInstance, kind: type[T]) -> T:
         try:

@@ -7,7 +7,7 @@ newer client and an older server.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -22,6 +22,10 @@ T = TypeVar("T", bound=attrs.AttrsInstance)
 CONTENT_TYPE: Final = "application/json"
 PREFIX: Final = "/admin/v1/"
 RESIZE: Final = f"{PREFIX}resize"
+TAKE_OVER: Final = f"{PREFIX}take-over"
+SNAPSHOTS: Final = f"{PREFIX}snapshots"
+TAKE_SNAPSHOT: Final = f"{PREFIX}take-snapshot"
+DROP_SNAPSHOT: Final = f"{PREFIX}drop-snapshot"
 
 
 def _is_text(_: Any, field: "attrs.Attribute[str]", value: object) -> None:
@@ -40,6 +44,15 @@ def _are_texts(
         isinstance(text, str) for item in value.items() for text in item
     ):
         raise InvalidArgument(f"{field.name} must hold strings, not {value!r:.80}")
+
+
+def _are_listed_texts(
+    _: Any, field: "attrs.Attribute[Sequence[str]]", value: object
+) -> None:
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(text, str) for text in value
+    ):
+        raise InvalidArgument(f"{field.name} must be texts, not {value!r:.80}")
 
 
 def _text(*, optional: bool = False) -> Any:
@@ -78,6 +91,54 @@ class ResizeAnswer:
 
 
 @attrs.frozen(kw_only=True)
+class VolumeRequest:
+    """Ask something of the volume ``name``: to take it over, to list its snapshots."""
+
+    name: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotRequest:
+    """Take or drop the snapshot ``snapshot`` of the volume ``name``."""
+
+    name: str = _text()
+    snapshot: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class TakeOverAnswer:
+    """The volume ``name``, and the hosts that it was taken from."""
+
+    name: str = _text()
+    hosts: Sequence[str] = attrs.field(validator=_are_listed_texts)
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotAnswer:
+    """The snapshot ``snapshot`` of the volume ``name`` is there, or is gone."""
+
+    name: str = _text()
+    snapshot: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotEntry:
+    """One snapshot; ``size`` is in bytes, as text."""
+
+    name: str = _text()
+    created_at: str = _text()
+    size: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotsAnswer:
+    """The snapshots of the volume ``name``, oldest first."""
+
+    name: str = _text()
+    snapshots: Sequence[SnapshotEntry] = attrs.field()
+
+
+@attrs.frozen(kw_only=True)
 class Failure:
     """Why a call failed; ``code`` is the name of a `volplugin.errors.Code`."""
 
@@ -100,7 +161,18 @@ _converter: Final = cattrs.Converter(forbid_extra_keys=True, detailed_validation
 # cattrs would make texts of numbers; the classes' own validators refuse them.
 _converter.register_structure_hook(str, lambda value, _: value)
 _converter.register_structure_hook_func(
-    lambda kind: kind == Mapping[str, str], lambda value, _: value
+    lambda kind: kind in (Mapping[str, str], Sequence[str]), lambda value, _: value
+)
+
+
+def _entries(value: object, _: Any) -> list[SnapshotEntry]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise InvalidArgument(f"snapshots must be objects, not {value!r:.80}")
+    return [_converter.structure(each, SnapshotEntry) for each in value]
+
+
+_converter.register_structure_hook_func(
+    lambda kind: kind == Sequence[SnapshotEntry], _entries
 )
 
 

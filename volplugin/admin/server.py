@@ -10,7 +10,17 @@ from aiohttp import web
 
 from volplugin import protocol
 from volplugin.admin import messages
-from volplugin.admin.messages import Failure, ResizeAnswer, ResizeRequest
+from volplugin.admin.messages import (
+    Failure,
+    ResizeAnswer,
+    ResizeRequest,
+    SnapshotAnswer,
+    SnapshotEntry,
+    SnapshotRequest,
+    SnapshotsAnswer,
+    TakeOverAnswer,
+    VolumeRequest,
+)
 from volplugin.changes import Caller
 from volplugin.config import SocketConfig
 from volplugin.errors import (
@@ -22,7 +32,7 @@ from volplugin.errors import (
 from volplugin.host import paths
 from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, hang_up
 from volplugin.logs import log
-from volplugin.manager import VolumeManager
+from volplugin.operations import Operations
 from volplugin.sockets import Listener, bind
 
 logger = logging.getLogger(__name__)
@@ -33,7 +43,7 @@ MODE: Final = 0o600  # whoever may connect can change any volume: root alone
 @attrs.frozen
 class _Verb:
     operation: str
-    request: type[ResizeRequest]
+    request: type[ResizeRequest] | type[VolumeRequest] | type[SnapshotRequest]
     handler: Callable[[Any, Caller], Awaitable[attrs.AttrsInstance]]
 
 
@@ -51,10 +61,18 @@ def listener(path: str) -> Listener:
 class AdminServer:
     """Answers operators' calls on the admin socket."""
 
-    def __init__(self, manager: VolumeManager) -> None:
-        self._manager = manager
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
         self._verbs: Mapping[str, _Verb] = {
             messages.RESIZE: _Verb("Resize", ResizeRequest, self._resize),
+            messages.TAKE_OVER: _Verb("TakeOver", VolumeRequest, self._take_over),
+            messages.SNAPSHOTS: _Verb("Snapshots", VolumeRequest, self._snapshots),
+            messages.TAKE_SNAPSHOT: _Verb(
+                "TakeSnapshot", SnapshotRequest, self._take_snapshot
+            ),
+            messages.DROP_SNAPSHOT: _Verb(
+                "DropSnapshot", SnapshotRequest, self._drop_snapshot
+            ),
         }
         self._http = HttpServer(self._answer)
 
@@ -88,7 +106,10 @@ class AdminServer:
         return await self._call(verb, message, caller_of(request))
 
     async def _call(
-        self, verb: _Verb, message: ResizeRequest, caller: Caller
+        self,
+        verb: _Verb,
+        message: ResizeRequest | VolumeRequest | SnapshotRequest,
+        caller: Caller,
     ) -> web.Response:
         """Run one call, log its outcome, and turn an error into its answer."""
         told = CallLog(logger, verb.operation)
@@ -110,12 +131,46 @@ class AdminServer:
     # Verbs
 
     async def _resize(self, request: ResizeRequest, caller: Caller) -> ResizeAnswer:
-        before, after = await self._manager.resize(
+        before, after = await self._operations.resize(
             request.name, request.changes(), caller
         )
         return ResizeAnswer(
             name=after.name, before=dict(before.options), after=dict(after.options)
         )
+
+    async def _take_over(
+        self, request: VolumeRequest, caller: Caller
+    ) -> TakeOverAnswer:
+        hosts = await self._operations.take_over(request.name, caller)
+        return TakeOverAnswer(name=request.name, hosts=list(hosts))
+
+    async def _snapshots(
+        self, request: VolumeRequest, caller: Caller
+    ) -> SnapshotsAnswer:
+        found = await self._operations.snapshots(request.name, caller)
+        entries = [
+            SnapshotEntry(
+                name=snapshot.name,
+                created_at=snapshot.created_at,
+                size="" if snapshot.size is None else str(snapshot.size),
+            )
+            for snapshot in found
+        ]
+        return SnapshotsAnswer(name=request.name, snapshots=entries)
+
+    async def _take_snapshot(
+        self, request: SnapshotRequest, caller: Caller
+    ) -> SnapshotAnswer:
+        name, snapshot = request.name, request.snapshot
+        await self._operations.take_snapshot(name, snapshot, caller)
+        return SnapshotAnswer(name=name, snapshot=snapshot)
+
+    async def _drop_snapshot(
+        self, request: SnapshotRequest, caller: Caller
+    ) -> SnapshotAnswer:
+        name, snapshot = request.name, request.snapshot
+        await self._operations.drop_snapshot(name, snapshot, caller)
+        return SnapshotAnswer(name=name, snapshot=snapshot)
 
 
 def _response(status: int, message: attrs.AttrsInstance) -> web.Response:

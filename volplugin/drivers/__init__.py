@@ -12,16 +12,25 @@ from volplugin.errors import InvalidArgument
 from volplugin.options import nearest
 
 _MODULES: Final = {
+    "cephfs": ("volplugin.drivers.cephfs", "CephFS"),
     "local": ("volplugin.drivers.local", "Local"),
     "quota": ("volplugin.drivers.quota", "Quota"),
+    "rbd": ("volplugin.drivers.rbd", "Rbd"),
     "tmpfs": ("volplugin.drivers.tmpfs", "Tmpfs"),
 }
 
 NAMES: Final = tuple(_MODULES)
 
+ALIASES: Final = {"ceph": "rbd"}
+"""Other names of drivers: PouchContainer's users say ``ceph`` for a block device."""
+
+SHARED: Final = ("cephfs", "rbd")
+"""The drivers that are `driver.Shares`: known without importing them."""
+
 
 def find(name: str) -> type[Driver]:
     """Import the driver ``name``; raise `InvalidArgument` when there is none."""
+    name = ALIASES.get(name, name)
     if name not in _MODULES:
         raise InvalidArgument(
             f"there is no driver {name!r}{nearest(name, NAMES)}; "
@@ -34,4 +43,4 @@ def find(name: str) -> type[Driver]:
 
 def settings_of(name: str) -> type | None:
     """Return the class of a driver's settings, or None when there is no such driver."""
-    return find(name).Config if name in _MODULES else None
+    return find(name).Config if ALIASES.get(name, name) in _MODULES else None

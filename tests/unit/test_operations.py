@@ -1,0 +1,275 @@
+"""The operators' verbs: what each needs of a driver, and of the volume."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from fake_cluster import Host, Run, World, runner, until
+
+from volplugin.changes import Caller
+from volplugin.errors import (
+    AlreadyExists,
+    InUse,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from volplugin.model import State
+from volplugin.store.store import PutVolume
+
+Verb = Callable[[Host, str], Coroutine[Any, Any, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a test in a world of its own."""
+    return runner(tmp_path, monkeypatch)
+
+
+async def resize(host: Host, name: str) -> Any:
+    return await host.operations.resize(name, {"size": "2G"}, Caller())
+
+
+async def take_over(host: Host, name: str) -> Any:
+    return await host.operations.take_over(name, Caller())
+
+
+async def snapshots(host: Host, name: str) -> Any:
+    return await host.operations.snapshots(name, Caller())
+
+
+async def take_snapshot(host: Host, name: str) -> Any:
+    await host.operations.take_snapshot(name, "then", Caller())
+
+
+async def drop_snapshot(host: Host, name: str) -> Any:
+    await host.operations.drop_snapshot(name, "then", Caller())
+
+
+every = pytest.mark.parametrize(
+    "verb", [resize, take_over, snapshots, take_snapshot, drop_snapshot]
+)
+
+
+@every
+def test_a_volume_that_is_not_there(run: Run, verb: Verb) -> None:
+    """Each verb says so."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        with pytest.raises(NotFound, match="no such volume"):
+            await verb(host, "v")
+
+    run(test)
+
+
+@every
+def test_what_is_no_name(run: Run, verb: Verb) -> None:
+    """It is refused as in every other call."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        with pytest.raises(InvalidArgument, match=r"volume name '\.\./v'"):
+            await verb(host, "../v")
+
+    run(test)
+
+
+@every
+def test_a_volume_that_is_being_removed(run: Run, verb: Verb) -> None:
+    """Nothing is done with it any more."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        removing = attrs.evolve(host.catalog.get("v"), state=State.REMOVING)
+        await host.store.commit(PutVolume(removing))
+        asked = len(world.cluster.calls)
+        with pytest.raises(Unavailable, match="it is being removed"):
+            await verb(host, "v")
+        assert len(world.cluster.calls) == asked
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("verb", "reason"),
+    [
+        (resize, "volumes of driver plain have a fixed size"),
+        (take_over, "volumes of driver plain belong to one host"),
+        (snapshots, "volumes of driver plain have no snapshots"),
+        (take_snapshot, "volumes of driver plain have no snapshots"),
+        (drop_snapshot, "volumes of driver plain have no snapshots"),
+    ],
+)
+def test_a_driver_that_can_not(run: Run, verb: Verb, reason: str) -> None:
+    """The error names the driver."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v", driver="plain")
+        with pytest.raises(Unsupported, match=reason):
+            await verb(host, "v")
+
+    run(test)
+
+
+@every
+def test_a_verb_waits_for_its_turn(run: Run, verb: Verb) -> None:
+    """One change of a volume at a time, however long each takes."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v", size="1G")
+        await take_snapshot(host, "v")
+        await drop_snapshot(host, "v")
+        if verb is drop_snapshot:
+            await take_snapshot(host, "v")
+        with world.cluster.holding("attach"):
+            mounting = asyncio.create_task(host.mount("v"))
+            await until(world.cluster.begun["attach"].is_set)
+            asked = len(world.cluster.calls)
+            task = asyncio.create_task(verb(host, "v"))
+            await asyncio.sleep(0.05)
+            assert not task.done()
+            assert len(world.cluster.calls) == asked
+        await asyncio.gather(mounting, task)
+        await host.unmount("v")
+
+    run(test)
+
+
+def test_a_resize_is_known_everywhere(run: Run) -> None:
+    """It returns the volume before and after, and the other host follows."""
+
+    async def test(world: World) -> None:
+        a, b = world.host("a"), world.host("b")
+        b.follow()
+        await until(lambda: world.cluster.watches)
+        await a.create("v", size="1G")
+        await until(lambda: b.id("v"))
+        before, after = await resize(a, "v")
+        assert (before.options, after.options) == ({"size": "1G"}, {"size": "2G"})
+        await until(lambda: b.catalog.get("v").options == {"size": "2G"})
+
+    run(test)
+
+
+def test_a_takeover(run: Run) -> None:
+    """It names who had the volume, which then is anyone's; again it names nobody."""
+
+    async def test(world: World) -> None:
+        a, b = world.host("a"), world.host("b")
+        await a.create("v")
+        await b.create("v")
+        await a.mount("v")
+        with pytest.raises(InUse, match="host a has it"):
+            await b.mount("v")
+        assert list(await take_over(b, "v")) == ["a"]
+        assert list(await take_over(b, "v")) == []
+        await b.mount("v")
+        await a.unmount("v")
+        assert world.cluster.holders == {b.id("v"): "b"}
+        await b.unmount("v")
+
+    run(test)
+
+
+def test_a_takeover_of_ones_own(run: Run) -> None:
+    """Nobody else has it: nothing happens."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        await host.mount("v")
+        assert list(await take_over(host, "v")) == []
+        assert world.cluster.holders == {host.id("v"): "a"}
+        await host.unmount("v")
+
+    run(test)
+
+
+def test_snapshots(run: Run) -> None:
+    """They are taken, listed and dropped; one of a name."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        assert list(await snapshots(host, "v")) == []
+        await take_snapshot(host, "v")
+        with pytest.raises(AlreadyExists, match="there is a snapshot then"):
+            await take_snapshot(host, "v")
+        assert [found.name for found in await snapshots(host, "v")] == ["then"]
+        await drop_snapshot(host, "v")
+        with pytest.raises(NotFound, match="there is no snapshot then"):
+            await drop_snapshot(host, "v")
+
+    run(test)
+
+
+def test_the_driver_is_told_whether_it_is_attached(run: Run) -> None:
+    """What this host has in its caches can only be synced where it is mounted."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        await host.mount("v")
+        await host.operations.take_snapshot("v", "one", Caller())
+        await host.unmount("v")
+        await host.operations.take_snapshot("v", "two", Caller())
+        sizes = {found.name: found.size for found in await snapshots(host, "v")}
+        assert sizes == {"one": 1, "two": 0}
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "-x", ".x", "a/b", "a@b", "é", "a b", "a\n", "x" * 65]
+)
+def test_what_is_no_name_of_a_snapshot(run: Run, name: str) -> None:
+    """It is refused with the value and with what would be one."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        asked = len(world.cluster.calls)
+        for verb in (host.operations.take_snapshot, host.operations.drop_snapshot):
+            with pytest.raises(InvalidArgument, match="is no name of a snapshot") as e:
+                await verb("v", name, Caller())
+            assert repr(name)[:80] in str(e.value)
+        assert len(world.cluster.calls) == asked
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["a", "7", "2026-01-01", "a_b.c-d", "x" * 64])
+def test_names_of_snapshots(run: Run, name: str) -> None:
+    """Dates are; so is what has as much as 64 letters."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        await host.operations.take_snapshot("v", name, Caller())
+        assert [found.name for found in await snapshots(host, "v")] == [name]
+
+    run(test)
+
+
+def test_a_client_that_leaves_ends_nothing(run: Run) -> None:
+    """What has begun goes on to its end."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        with world.cluster.holding("take_snapshot"):
+            task = asyncio.create_task(take_snapshot(host, "v"))
+            await until(world.cluster.begun["take_snapshot"].is_set)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert [found.name for found in await snapshots(host, "v")] == ["then"]
+
+    run(test)

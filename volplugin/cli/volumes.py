@@ -1,0 +1,172 @@
+"""The commands of operators, for the server that runs: ``volume``, ``snapshot``."""
+
+import signal
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from volplugin.cli.settings import fail, finding, load_or_fail
+from volplugin.errors import VolpluginError
+from volplugin.sizes import format_size
+
+if TYPE_CHECKING:
+    from volplugin.admin.client import AdminClient
+
+INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell shows of Ctrl-C
+
+
+@click.group()
+def volume() -> None:
+    """Change volumes of the server that runs. For root alone."""
+
+
+@volume.command(
+    epilog="Online, that is while containers use the volume: a project quota and a "
+    "btrfs volume grow and shrink. A loop image grows; with ext4 it shrinks only "
+    "while no container has it, with XFS never. Nothing shrinks below what is in it. "
+    "No data is lost by any outcome, and the old limit stays if the new one can't be."
+)
+@click.argument("name")
+@click.argument("size", required=False)
+@click.option("--inodes", metavar="N", help="How many files it can hold, such as 1m.")
+@finding
+def resize(name: str, size: str | None, inodes: str | None, **flags: Any) -> None:
+    """Give the volume NAME another size limit, another number of inodes, or both.
+
+    \b
+      volplugin volume resize db 20G
+      volplugin volume resize db 20G --inodes 1m
+      volplugin volume resize db --inodes 1m
+
+    SIZE is a number with K, M, G, T or P, as in `docker volume create -o size=SIZE`:
+    the whole size it gets, not what is added. The command ends when the change is
+    done, after minutes for a large image. Ctrl-C ends the command, not the change.
+    """  # noqa: D301  click's mark of lines to be left alone is the character
+    if size is None and inodes is None:
+        raise click.UsageError("nothing to change: give SIZE or --inodes, or both")
+    server = _server(flags)
+    try:
+        answer = server.resize(name, size=size, inodes=inodes)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"resize {name}", error)
+    asked = {"size": size, "inodes": inodes}
+    changes = (
+        f"{key} {answer.before.get(key, 'unset')} -> {answer.after.get(key, 'unset')}"
+        for key, value in asked.items()
+        if value is not None
+    )
+    click.echo(f"{answer.name}: {', '.join(changes)}")
+
+
+@volume.command(
+    epilog="The other host's writes fail from then on, whatever it does: its cluster "
+    "client is blocklisted before the volume is let go of. Containers there get I/O "
+    "errors; stop them. For a host that is dead or hangs; one that works should stop "
+    "its containers instead, which loses nothing."
+)
+@click.argument("name")
+@finding
+def takeover(name: str, **flags: Any) -> None:
+    """Take the volume NAME from the host that has it, dead or alive.
+
+    \b
+      volplugin volume takeover pg
+
+    Here or anywhere, the next container that is started with it gets it. What the
+    other host had not yet synced to the cluster is lost, as in a power cut. Nothing
+    happens where no other host has it.
+    """  # noqa: D301  click's mark of lines to be left alone is the character
+    server = _server(flags)
+    try:
+        answer = server.take_over(name)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"takeover {name}", error)
+    taken = (
+        f"taken from {', '.join(answer.hosts)}" if answer.hosts else "no host had it"
+    )
+    click.echo(f"{name}: {taken}")
+
+
+@click.group()
+def snapshot() -> None:
+    """Keep volumes as they are at one moment. For root alone.
+
+    A new volume begins as a copy of a snapshot with `docker volume create -d volplugin
+    -o from=VOLUME@SNAPSHOT NEW`.
+    """
+
+
+def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
+    volume_name, separator, name = value.partition("@")
+    if not (volume_name and separator and name):
+        raise click.BadParameter(f"{value!r}: give VOLUME@SNAPSHOT, such as pg@monday")
+    return volume_name, name
+
+
+@snapshot.command()
+@click.argument("snapshot", metavar="VOLUME@SNAPSHOT", callback=_split)
+@finding
+def create(snapshot: tuple[str, str], **flags: Any) -> None:
+    """Keep a volume as it is now, also while containers use it.
+
+    \b
+      volplugin snapshot create pg@monday
+
+    The snapshot holds what a power cut at this moment would leave: all that programs
+    have synced, and what this host had in its caches.
+    """  # noqa: D301
+    server = _server(flags)
+    try:
+        server.take_snapshot(*snapshot)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"snapshot {'@'.join(snapshot)}", error)
+    click.echo("@".join(snapshot))
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME")
+@finding
+def ls(name: str, **flags: Any) -> None:
+    """List the snapshots of a volume, oldest first."""
+    server = _server(flags)
+    try:
+        answer = server.snapshots(name)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"snapshots of {name}", error)
+    rows = [("SNAPSHOT", "CREATED", "SIZE")]
+    for entry in answer.snapshots:
+        size = format_size(int(entry.size)) if entry.size else ""
+        rows.append((f"{name}@{entry.name}", entry.created_at, size))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        click.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+
+
+@snapshot.command()
+@click.argument("snapshot", metavar="VOLUME@SNAPSHOT", callback=_split)
+@finding
+def rm(snapshot: tuple[str, str], **flags: Any) -> None:
+    """Delete a snapshot; the volume and other snapshots stay.
+
+    Refused while volumes that were made from it need it.
+    """
+    server = _server(flags)
+    try:
+        server.drop_snapshot(*snapshot)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"snapshot {'@'.join(snapshot)}", error)
+    click.echo("@".join(snapshot))
+
+
+def _server(flags: dict[str, Any]) -> "AdminClient":
+    # Imported here so that `--help` does not wait for the client's libraries.
+    from volplugin.admin.client import AdminClient  # noqa: PLC0415
+
+    return AdminClient(load_or_fail(flags).admin_socket)
+
+
+def _failed(doing: str, error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        fail(f"{doing}: the server goes on with it, and logs its outcome", INTERRUPTED)
+    fail(f"{doing}: {error}", 1)
