@@ -1,7 +1,7 @@
 """A host with the plugin and a real dockerd in it, as a user has them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from support.docker import Docker, require_docker
 from support.host import Host
@@ -16,13 +16,22 @@ MOUNT_SOURCE = "volplugin-"
 class Engine:
     """``host``, ``plugin`` and ``docker``; `clear` between tests."""
 
-    def __init__(self, *, live_restore: bool = False, config: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        live_restore: bool = False,
+        config: str = "",
+        arguments: Sequence[str] = (),
+    ) -> None:
         require_docker()
         self.host = Host()
         self._inherited = {mount.source for mount in self.host.mounts()}
         # A sweep each second, for tests that wait for one.
         self.plugin = Plugin(
-            self.host.folder, host=self.host, config="sweep-interval = 1\n" + config
+            self.host.folder,
+            host=self.host,
+            config="sweep-interval = 1\n" + config,
+            arguments=arguments,
         )
         self.docker = Docker(self.host, live_restore=live_restore)
 
