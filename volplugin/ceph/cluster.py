@@ -242,8 +242,8 @@ class Cluster:
         if pool not in pools:
             raise InvalidArgument(
                 f"the cluster of {self.access.conf} has no pool {pool!r}, but"
-                f" {', '.join(sorted(pools)) or 'none at all'}: set pool, or make it by"
-                f" ceph osd pool create {pool}"
+                f" {', '.join(sorted(pools)) or 'none at all'}: name one that is"
+                f" there, or make it by ceph osd pool create {pool}"
             )
 
 

@@ -1,5 +1,6 @@
 """What the monitors and the manager know of file systems: names, pools, subvolumes."""
 
+import contextlib
 import errno
 import json
 import os
@@ -104,6 +105,11 @@ class Subvolumes:
     def __init__(self, cluster: Cluster, filesystem: str, group: str) -> None:
         self._cluster = cluster
         self._common = {"vol_name": filesystem, "group_name": group}
+
+    def check(self) -> None:
+        """Raise `Unavailable` for a user who may not ask the manager. No effect."""
+        with contextlib.suppress(NotFound):  # no group was made yet
+            self._ask("fs subvolume ls")
 
     def make(self, name: str, *, uid: int, gid: int, mode: int) -> None:
         """Make the subvolume and, once for all, its group. Idempotent."""

@@ -44,6 +44,12 @@ class Place(Protocol):
     def entry(self, name: str, volume_id: str) -> str:
         """Return where the entry of a new volume will be. No effect."""
 
+    def check(self) -> None:
+        """Raise `Unavailable` where the user may not make entries. No effect.
+
+        Before a volume is begun, as what is refused then could not be undone either.
+        """
+
     def make(self, entry: str, wanted: Wanted) -> None:
         """Make the entry with its root."""
 
@@ -74,6 +80,10 @@ class Directories:
         """Return ``BASE/volumes/NAME.ID``."""
         return f"{self._volumes}/{unique(name, volume_id)}"
 
+    def check(self) -> None:
+        """Begin the session, which takes a right to the file system."""
+        self._files.exists(self._volumes)
+
     def make(self, entry: str, wanted: Wanted) -> None:
         """Make the directory."""
         self._files.make_all(self._volumes, _VOLUMES_MODE)
@@ -93,6 +103,8 @@ class Directories:
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise
+            else:
+                return
         self._files.make_all(self._trash, 0o700)
         self._files.move(entry, f"{self._trash}/{posixpath.basename(entry)}")
         hit("cephfs.trash")
@@ -127,6 +139,11 @@ class SubvolumeDirectories:
     def entry(self, name: str, volume_id: str) -> str:
         """Return ``/volumes/GROUP/NAME.ID``."""
         return f"{self._base}/{unique(name, volume_id)}"
+
+    def check(self) -> None:
+        """Begin the session, and ask the manager something."""
+        self._files.exists(self._base)
+        self._subvolumes.check()
 
     def make(self, entry: str, wanted: Wanted) -> None:
         """Have the manager make it."""

@@ -4,6 +4,7 @@ In the trash an image keeps its id, name, owner and snapshots, and no client can
 by its name. Any host may empty it; two that do so at once only get in each other's way.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -76,16 +77,19 @@ def _thrown_away(images: Images, pool: str) -> Iterator[Image]:
             continue
         image = Image(pool=pool, name=entry["name"], id=entry["id"])
         described = images.describe(image)
-        if described is not None and described.owner is not None:
+        # One without a header was deleted half way, by a host that died of it.
+        if described is None or described.owner is not None:
             yield image
 
 
 def _delete(images: Images, image: Image) -> bool:
     rbd = load("rbd")
     try:
-        if not image_snapshots.clear(images, image):
-            return False
-        origin = image_snapshots.origin_of(images, image)
+        origin = None
+        with contextlib.suppress(NotFound):  # its header is gone, and all in it
+            if not image_snapshots.clear(images, image):
+                return False
+            origin = image_snapshots.origin_of(images, image)
         hit("rbd.purge")
         with images.pool(image.pool, f"delete image {image}") as context:
             rbd.RBD().trash_remove(context, image.id)

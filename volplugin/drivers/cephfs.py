@@ -78,7 +78,9 @@ class CephFS(Driver):
         path = self._mountpoint(name)
         if options.path is not None:
             return Plan(mountpoint=path, facts=self._parts.adopted.plan(options.path))
-        entry = self._parts.place().entry(name, volume_id)
+        place = self._parts.place()
+        place.check()
+        entry = place.entry(name, volume_id)
         return Plan(mountpoint=path, facts={ENTRY: entry})
 
     def create(self, spec: Spec) -> None:

@@ -160,6 +160,12 @@ class Planner:
                 f"encryption={options.encryption} needs encryption-key, a file with the"
                 " passphrase"
             )
+        if self._config.mapper == "krbd":
+            raise InvalidArgument(
+                f"encryption={options.encryption}: the mapper krbd, which this backend"
+                " is set to, knows none: set it to rbd-nbd or qemu, or leave"
+                " encryption out"
+            )
         notes = attrs.evolve(notes, encryption=options.encryption, encryption_key=key)
         secret_of(notes)
         return notes
