@@ -16,7 +16,13 @@ from volplugin.attachments import Attachments
 from volplugin.backends import Backend
 from volplugin.catalog import Catalog
 from volplugin.creating import Creator
-from volplugin.errors import AlreadyExists, InUse, InvalidArgument, VolpluginError
+from volplugin.errors import (
+    AlreadyExists,
+    InUse,
+    InvalidArgument,
+    Unavailable,
+    VolpluginError,
+)
 from volplugin.failpoints import hit
 from volplugin.logs import log
 from volplugin.model import State, Volume
@@ -129,7 +135,8 @@ class Core:
     async def remove(self, name: str) -> None:
         """Remove the volume; raise `InUse` naming who holds it.
 
-        A failed removal leaves the volume as it was.
+        A failed removal leaves the volume as it was. Where its cluster does not answer
+        any more, nobody knows how far it came: it is settled when that does again.
         """
         volume = self.catalog.get(name)
         if volume.state is State.REMOVING:
@@ -147,8 +154,9 @@ class Core:
         hit("core.remove.intent")
         try:
             await backend.run(backend.driver.remove, self.catalog.spec(removing))
-        except BaseException:
-            await self._store.commit(PutVolume(volume))
+        except BaseException as error:
+            if not (isinstance(error, Unavailable) and is_shared(backend)):
+                await self._store.commit(PutVolume(volume))
             raise
         hit("core.remove.driver")
         await self._forget(removing)
