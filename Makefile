@@ -16,7 +16,7 @@ CEPH_PACKAGES := ceph-common ceph-fuse ceph-mds ceph-mgr ceph-mon ceph-osd fuse3
 	python3-rbd qemu-block-extra qemu-system-common rbd-nbd
 TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs iproute2 kmod \
 	mount podman postgresql procps user-mode-linux util-linux xfsprogs
-BENCH_PACKAGES := $(RUN_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
+BENCH_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
 	mount rclone user-mode-linux util-linux xfsprogs
 
 ARGS ?=

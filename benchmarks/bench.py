@@ -22,6 +22,7 @@ from typing import Any
 import volplugin
 from benchmarks import (
     calls,
+    ceph,
     datapath,
     docker_cli,
     lifetime,
@@ -36,6 +37,7 @@ from benchmarks.results import Results
 BLOCKS = {
     "results": ("calls", "start", "removal", "docker"),
     "limits": ("limits", "datapath"),
+    "ceph": ("ceph",),
 }
 PARTS = tuple(part for parts in BLOCKS.values() for part in parts)
 README = Path(__file__).with_name("README.rst")
@@ -95,6 +97,8 @@ def _run(parts: Sequence[str], home: Path, *, quick: bool) -> Results:
         docker_cli.measure(10 if quick else 60, home, results)
     if in_guest := [part for part in BLOCKS["limits"] if part in parts]:
         _run_limits(in_guest, home, results, quick=quick)
+    if "ceph" in parts and machine.is_available():
+        ceph.measure(home, results, quick=quick)
     seconds = time.monotonic() - begun
     results.conditions += _conditions(home, seconds, quick=quick)
     return results

@@ -62,6 +62,11 @@ def targets(results: Results) -> list[Target]:
         for volumes in sorted({key[2] for key in results.rates})
     ]
     at_least += _data_path(results)
+    at_least += [
+        (f"{measure.what}, beside the bare mapper", 0.95, measure.ratio)
+        for key, measure in results.measures.items()
+        if key.startswith("ceph data ")
+    ]
     ours = {key: measure.ours for key, measure in results.measures.items()}
     peer = {key: measure.peer for key, measure in results.measures.items()}
     at_most += [
@@ -85,6 +90,22 @@ def targets(results: Results) -> list[Target]:
             1.5,
             _ratio(ours.get("limit create"), peer.get("limit create")),
         ),
+        (
+            "New Ceph volume, Create to mounted, beside the shell's",
+            0.6,
+            _ratio(ours.get("ceph made"), peer.get("ceph made")),
+        ),
+        (
+            "Ceph volume attached beside the shell's map and mount",
+            0.7,
+            _ratio(ours.get("ceph attached"), peer.get("ceph attached")),
+        ),
+        (
+            "Get and List while the cluster hangs beside before",
+            SAME,
+            _ratio(ours.get("ceph hang"), peer.get("ceph hang")),
+        ),
+        ("1,000 shared volumes known at start, s", 1, ours.get("ceph start")),
         (
             "1,000 project volumes measured, ms, calibrated",
             20,
