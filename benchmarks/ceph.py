@@ -1,8 +1,8 @@
 """What volumes of a Ceph cluster cost: made, attached, known; and their data path.
 
-A cluster of the tests' kind runs on this host. Beside ours stands what an operator would
-type: ``rbd create``, ``qemu-storage-daemon``, ``losetup``, ``mkfs.ext4``, ``mount``, and
-so the same mapper as ours here. Rounds of both are interleaved.
+A cluster of the tests' kind runs on this host. Beside ours stands what an operator
+would type: ``rbd create``, ``qemu-storage-daemon``, ``losetup``, ``mkfs.ext4``,
+``mount``, and so the same mapper as ours here. Rounds of both are interleaved.
 """
 
 import json
