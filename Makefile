@@ -48,16 +48,15 @@ run: $(VENV)/.installed ## install the plugin into .venv and serve (ARGS="--root
 	@test "$$(id -u)" = 0 || { echo "make run: volplugin mounts file systems; run it as root" >&2; exit 1; }
 	@exec $(VENV)/bin/volplugin serve $(ARGS)
 
-# Tests of clusters mostly wait: half a minute for a client that died, and for daemons that
-# begin or hang. So three of their files run at once, each in a process of its own: what a
-# test leaves of a hung client's threads is no other file's trouble.
+# Each file of tests/ceph in a process of its own: what a test leaves of a hung client's
+# threads is no other file's trouble.
 .PHONY: test
 test: packages-test lint ## lint and test, with current libraries and with Debian 12's (TESTS=, PYTEST_ARGS=)
 ifeq ($(TESTS),tests)
 	$(VENV)/bin/python -m pytest --ignore=tests/ceph tests $(PYTEST_ARGS)
-	@ls tests/ceph/test_*.py | xargs -P 3 -I FILE sh -c \
-		'told=$$(mktemp) && { $(VENV)/bin/python -m pytest FILE $(PYTEST_ARGS) >$$told 2>&1; \
-		status=$$?; cat $$told; rm $$told; exit $$status; }'
+	@for file in tests/ceph/test_*.py; do \
+		$(VENV)/bin/python -m pytest $$file $(PYTEST_ARGS) || exit; \
+	done
 else
 	$(VENV)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
 endif

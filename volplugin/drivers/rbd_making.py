@@ -190,7 +190,7 @@ class Maker:
             if mountpoint is not None:
                 filesystems.sync(mountpoint)
             with contextlib.suppress(AlreadyExists):  # from an earlier call
-                image_snapshots.take(self._images, theirs.place, snapshot)
+                image_snapshots.take(self._images, theirs.place, snapshot, protect=True)
         hit("rbd.snapshot")
         origin = CloneOf(image=theirs.place, snapshot=snapshot)
         shape = self._shape(spec, notes)
