@@ -156,7 +156,7 @@ def test_writers_stop_at_the_size(plugin: Plugin, disk: Disk, driver: str) -> No
     eventually(lambda: status(plugin, "v").get("used", 0) > 3 * MIB, "it is measured")
     found = status(plugin, "v")
     assert (found["mechanism"], found["size"]) == ("project", "4M")
-    assert found["percent"] >= 99
+    assert found["percent"] >= 98  # within a block of the limit
     assert found["available"] <= BLOCK
     plugin.client.unmount("v", "one")
     plugin.client.remove("v")
