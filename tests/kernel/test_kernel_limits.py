@@ -18,7 +18,7 @@ from support.commands import run
 from support.require import require
 from support.uml import Machine, run_tests
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(1000)]
 
 GUEST: Final = Path(__file__).with_name("guest_limits.py")
 KINDS: Final = ("xfs", "ext4")
@@ -55,7 +55,7 @@ def outcomes() -> Iterator[Mapping[str, Outcomes]]:
 
         def run_on(kind: str) -> Outcomes:
             chosen = {"VOLPLUGIN_TEST_DISKS": kind}
-            return run_tests(machines[kind], [GUEST], seconds=400, environment=chosen)
+            return run_tests(machines[kind], [GUEST], seconds=900, environment=chosen)
 
         with ThreadPoolExecutor(len(KINDS)) as pool:
             yield dict(zip(KINDS, pool.map(run_on, KINDS), strict=True))

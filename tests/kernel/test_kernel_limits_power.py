@@ -17,12 +17,12 @@ import attrs
 import pytest
 from guest_limits_power import KINDS, NAMES, kind_of
 from support.plugin import REPOSITORY
-from support.uml import Machine
+from support.uml import BOOT_SECONDS, Machine
 from support.wait import eventually
 from test_kernel_limits import computer
 from test_kernel_power_cut import journal
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 CUTS: Final = 3
 SEED: Final = 5
@@ -60,11 +60,11 @@ def test_limits_outlive_power_cuts(machine: Machine) -> None:
     for _ in range(CUTS):
         worked = partial(has_worked, machine, past=len(journal(machine)))
         begin(machine, seed=chance.randrange(1 << 30), then="work")
-        eventually(worked, "clients work", seconds=40)
+        eventually(worked, "clients work", seconds=BOOT_SECONDS)
         time.sleep(chance.uniform(0.5, 2))
         machine.cut()
     begin(machine, seed=0, then="end")
-    machine.wait(40)
+    machine.wait(BOOT_SECONDS)
     facts = journal(machine)
     check(facts, machine)
     last = facts[-1]

@@ -17,10 +17,10 @@ from guest import CHOSEN, CLIENTS, JOURNAL, KINDS, LOCAL, TMPFS, content_of, kin
 from support.commands import run
 from support.plugin import REPOSITORY
 from support.require import require
-from support.uml import Machine
+from support.uml import BOOT_SECONDS, Machine
 from support.wait import eventually
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 CUTS: Final = 3
 FOLDER: Final = "/disk"
@@ -102,11 +102,11 @@ def test_power_cuts(computer: Computer, filesystem: str, seed: int) -> None:
     for _ in range(CUTS):
         worked = partial(has_worked, machine, past=len(journal(machine)))
         begin(machine, seed=chance.randrange(1 << 30), then="work")
-        eventually(worked, "clients work", seconds=40)
+        eventually(worked, "clients work", seconds=BOOT_SECONDS)
         time.sleep(chance.uniform(0.3, 1.5))
         machine.cut()
     begin(machine, seed=0, then="end")
-    machine.wait(40)
+    machine.wait(BOOT_SECONDS)
     facts = journal(machine)
     check(facts, machine)
     last = facts[-1]

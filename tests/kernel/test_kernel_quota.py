@@ -13,10 +13,10 @@ import pytest
 from support.commands import run
 from support.plugin import REPOSITORY
 from support.require import require
-from support.uml import OUTPUT, Machine, run_tests
+from support.uml import BOOT_SECONDS, OUTPUT, Machine, run_tests
 from support.wait import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(1000)]
 
 FILES: Final = ("guest_quota", "guest_tagging")
 # In the order of the devices; the images are sparse. mkfs.xfs makes none below 300M.
@@ -40,7 +40,7 @@ def outcomes() -> Iterator[Mapping[str, str]]:
     """What became of the tests of all files, run in one boot."""
     files = [Path(__file__).with_name(f"{name}.py") for name in FILES]
     with computer() as made:
-        yield run_tests(made, files, seconds=350)
+        yield run_tests(made, files, seconds=900)
 
 
 @contextlib.contextmanager
@@ -75,10 +75,10 @@ def test_a_limit_outlives_the_power(machine: Machine) -> None:
     """What set_limit put in force is there after a cut right behind its return."""
     begin(machine, "set")
     done = machine.output / "set"
-    eventually(done.exists, "the limits are set", seconds=40)
+    eventually(done.exists, "the limits are set", seconds=BOOT_SECONDS)
     machine.cut()
     begin(machine, "get")
-    machine.wait(40)
+    machine.wait(BOOT_SECONDS)
     assert (machine.output / "get").read_text() == done.read_text(), machine.told()
     assert "Project(id=16777217, inherits=True)" in done.read_text()
     assert "size=4194304, inodes=77" in done.read_text()

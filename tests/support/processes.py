@@ -61,6 +61,18 @@ def of_session() -> set[int]:
     return _where(ours) - {os.getpid()}
 
 
+def of_group(group: int) -> set[int]:
+    """Return the live processes of the process group ``group``."""
+
+    def ours(pid: int) -> bool:
+        try:
+            return os.getpgid(pid) == group and is_alive(pid)
+        except ProcessLookupError:
+            return False
+
+    return _where(ours)
+
+
 def of_cgroups(folders: Iterable[Path]) -> set[int]:
     """Return the processes in the cgroups ``folders`` and below."""
     found: set[int] = set()
