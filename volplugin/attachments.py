@@ -106,16 +106,17 @@ class Attachments:
         now = self._catalog.mounts(volume.name)
         await self._write(volume, attrs.evolve(now, holders=before.holders))
 
-    async def put_right(self, volume: Volume, mounts: Mounts) -> None:
-        """Write what the mount table has shown, and detach what nobody holds."""
-        if mounts.attached and not mounts.holders:
+    async def put_right(
+        self, volume: Volume, mounts: Mounts, *, at_once: bool = True
+    ) -> None:
+        """Write what the mount table has shown, and detach what nobody holds.
+
+        The latter only ``at_once``; else it is left to the next sweep.
+        """
+        if at_once and mounts.attached and not mounts.holders:
             await self.release_quietly(volume, mounts)
         else:
-            await self.note(volume, mounts)
-
-    async def note(self, volume: Volume, mounts: Mounts) -> None:
-        """Write what the mount table has shown; what is to be done is the sweep's."""
-        await self._write(volume, mounts)
+            await self._write(volume, mounts)
 
     async def without_left_behind(
         self, volume: Volume, mounts: Mounts, program: str = ""

@@ -6,7 +6,6 @@ nothing here may fail for a volume that exists, whatever state its backend is in
 
 import asyncio
 import contextlib
-import datetime as dt
 from typing import Any, Final
 
 import attrs
@@ -21,15 +20,6 @@ from volplugin.store.store import Store
 from volplugin.usage import Usages
 
 _SLICE: Final = 100  # volumes looked at before other tasks have their turn
-
-
-def now() -> str:
-    """Return the time as RFC 3339 with a zone.
-
-    dockerd takes a `CreatedAt` of any other form for "no such volume" and purges it.
-    """
-    time = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-    return time.replace("+00:00", "Z")
 
 
 class Catalog:

@@ -252,15 +252,9 @@ class _Loader:
         config = Config(**self._values, sockets=sockets, backends=self._backends)
         for socket in sockets:
             self._check_socket(socket, config)
-        wanted = config.default_backend
-        told = self._doubtful is None or wanted in self._doubtful
-        known = self._aliases.get(wanted, wanted) in self._backends
-        if wanted not in self._backends and not known and not told:
-            self._faults.append(
-                f"{self._default_from or 'default-backend'}: there is no backend "
-                f"{quote(wanted)}{nearest(wanted, self._backends)}; "
-                f"there are {', '.join(sorted(self._backends))}"
-            )
+        self._find_backend(
+            config.default_backend, self._default_from or "default-backend"
+        )
         if any(socket.path == config.admin_socket for socket in sockets):
             self._faults.append(
                 f"admin-socket: {config.admin_socket} is a socket for engines too; "
@@ -272,23 +266,37 @@ class _Loader:
 
     def _check_socket(self, socket: SocketConfig, config: Config) -> None:
         wanted = socket.default_backend or config.default_backend
-        told = self._doubtful is None or wanted in self._doubtful
-        backend = self._backends.get(self._aliases.get(wanted, wanted))
-        backend = self._backends.get(wanted, backend)
-        if backend is None:
-            if socket.default_backend is not None and not told:
-                self._faults.append(
-                    f"socket {socket.path}: default-backend: there is no backend "
-                    f"{quote(wanted)}{nearest(wanted, self._backends)}; "
-                    f"there are {', '.join(sorted(self._backends))}"
-                )
-        elif socket.scope == "global" and backend.driver not in self._shared:
+        place = f"socket {socket.path}: "
+        # A faulty default for all sockets was told of once.
+        told = None if socket.default_backend is None else f"{place}default-backend"
+        backend = self._find_backend(wanted, told)
+        if (
+            backend is not None
+            and socket.scope == "global"
+            and backend.driver not in self._shared
+        ):
             self._faults.append(
-                f"socket {socket.path}: scope: a global socket serves shared backends "
+                f"{place}scope: a global socket serves shared backends "
                 f"alone, and its default backend {quote(wanted)} is of driver "
                 f"{backend.driver}: give it a default-backend of driver "
                 f"{' or '.join(sorted(self._shared))}"
             )
+
+    def _find_backend(self, wanted: str, where: str | None) -> BackendConfig | None:
+        """Return a backend by its name or its driver's other one.
+
+        That there is none is a fault of ``where``, unless the backend's own was told.
+        """
+        name = wanted if wanted in self._backends else self._aliases.get(wanted, wanted)
+        found = self._backends.get(name)
+        is_told = self._doubtful is None or wanted in self._doubtful
+        if found is None and where is not None and not is_told:
+            self._faults.append(
+                f"{where}: there is no backend "
+                f"{quote(wanted)}{nearest(wanted, self._backends)}; "
+                f"there are {', '.join(sorted(self._backends))}"
+            )
+        return found
 
     def _choices(self) -> str:
         return f"the drivers are {', '.join(self._drivers)}"

@@ -16,6 +16,7 @@ from volplugin.attachments import Attachments
 from volplugin.backends import Backend
 from volplugin.catalog import Catalog
 from volplugin.creating import Creator
+from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import (
     AlreadyExists,
     InUse,
@@ -46,26 +47,18 @@ class Core:
         self._backends = catalog.backends
 
     async def create(
-        self,
-        name: str,
-        asked: Mapping[str, str],
-        *,
-        default: str | None = None,
-        shared_only: bool = False,
+        self, name: str, asked: Mapping[str, str], door: Door = ANY_DOOR
     ) -> bool:
         """Make the volume; return False if it was there with the same options.
-
-        ``default`` is the backend of a volume that names none; None means the
-        configuration's. With ``shared_only`` any other than a shared one is refused.
 
         Raise `AlreadyExists` naming each difference if its options are others. What a
         failed create made is undone before the error is raised.
         """
         common = options.split_common(asked)
         if common.help:
-            raise InvalidArgument(self._help(common.backend, default))
-        backend = self._backends.pick(common.backend, default)
-        if shared_only:
+            raise InvalidArgument(self._help(common.backend, door.default_backend))
+        backend = self._backends.pick(common.backend, door.default_backend)
+        if door.shared_only:
             require_shared(backend)
         parsed: Any = options.parse(
             backend.driver.Options,

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from volplugin.backends import Backend
-from volplugin.catalog import Catalog, now
+from volplugin.catalog import Catalog
 from volplugin.drivers.directories import overlap
 from volplugin.drivers.driver import Clones, Plan
 from volplugin.errors import AlreadyExists, InvalidArgument
@@ -22,6 +22,7 @@ from volplugin.model import State, Volume
 from volplugin.options import nearest
 from volplugin.resizing import require_room
 from volplugin.store.store import DropVolume, PutVolume
+from volplugin.times import now
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import Any, Final
 import attrs
 
 from volplugin import accounting
-from volplugin.catalog import now
 from volplugin.changes import Caller, Changes
 from volplugin.config import Timeouts
 from volplugin.core import Core
@@ -25,6 +24,7 @@ from volplugin.errors import (
 )
 from volplugin.logs import log
 from volplugin.model import Client, State, Volume
+from volplugin.times import now
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,7 @@ class VolumeManager:
         limit = self._limit(self.timeouts.create, client)
         await self._changes.run(
             name,
-            lambda: self._core.create(
-                name,
-                asked,
-                default=door.default_backend,
-                shared_only=door.shared_only,
-            ),
+            lambda: self._core.create(name, asked, door),
             limit=limit,
             caller=caller,
         )

@@ -157,8 +157,6 @@ async def _check_mounts(
         begun = checked.attached and _needs_cluster(core, volume)
         checked = attrs.evolve(checked, attached=found or begun)
     if checked != mounts or (checked.attached and not checked.holders):
-        if _needs_cluster(core, volume):
-            await core.attachments.note(volume, checked)
-        else:
-            await core.attachments.put_right(volume, checked)
+        at_once = not _needs_cluster(core, volume)
+        await core.attachments.put_right(volume, checked, at_once=at_once)
         hit("core.recover.mounts")

@@ -100,9 +100,7 @@ class _Service:
         self._server = Server(self._manager, _doors(config))
         self._admin = admin.AdminServer(Operations(self._core, changes))
         self._followers = Followers(self._core, changes)
-        self._following: asyncio.Task[None] | None = None
-        self._sweeping: asyncio.Task[None] | None = None
-        self._refreshing: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
         self._taking_over: asyncio.Task[None] | None = None
 
     async def run(self) -> bool:
@@ -124,9 +122,7 @@ class _Service:
             await self._server.listen(listeners[1:])
             if self._core.unsettled():
                 self._manager.sweep_soon()
-            self._start_sweeping()
-            self._start_refreshing()
-            self._start_following()
+            self._start_loops()
             log(
                 logger,
                 logging.INFO,
@@ -141,28 +137,20 @@ class _Service:
             stuck = await self._shut_down(listeners)
         return stuck
 
-    def _start_sweeping(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        self._sweeping = asyncio.create_task(
-            self._manager.keep_sweeping(self._config.sweep_interval)
-        )
-
-    def _start_refreshing(self) -> None:
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-        usages = self._catalog.usages
-        usages.marks = self._config.usage_marks
-        self._refreshing = asyncio.create_task(
-            usages.keep_refreshing(self._config.usage_interval)
-        )
-
-    def _start_following(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-        self._following = asyncio.create_task(
-            self._followers.keep_following(self._config.follow_interval)
-        )
+    def _start_loops(self) -> None:
+        """Start what runs for ever, or start it again by another configuration."""
+        for task in self._loops:
+            task.cancel()
+        config, usages = self._config, self._catalog.usages
+        usages.marks = config.usage_marks
+        self._loops = [
+            asyncio.create_task(loop)
+            for loop in (
+                self._manager.keep_sweeping(config.sweep_interval),
+                usages.keep_refreshing(config.usage_interval),
+                self._followers.keep_following(config.follow_interval),
+            )
+        ]
 
     async def _shut_down(self, listeners: list[Listener]) -> bool:
         log(logger, logging.INFO, "stopping")
@@ -170,12 +158,7 @@ class _Service:
         answered = all(
             await asyncio.gather(self._server.drain(limit), self._admin.drain(limit))
         )
-        for task in (
-            self._taking_over,
-            self._sweeping,
-            self._refreshing,
-            self._following,
-        ):
+        for task in (self._taking_over, *self._loops):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task}, timeout=STUCK_LIMIT)
@@ -208,9 +191,7 @@ class _Service:
         self._manager.timeouts = config.timeouts
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)
-        self._start_sweeping()
-        self._start_refreshing()
-        self._start_following()
+        self._start_loops()
         log(logger, logging.INFO, "configuration reloaded")
 
 
