@@ -14,7 +14,6 @@ from support.ceph import POOL, Ceph
 from support.wait import eventually
 
 from volplugin import options
-from volplugin.ceph.fencing import now
 from volplugin.ceph.registry import Shared
 from volplugin.drivers.driver import Spec
 from volplugin.drivers.rbd import Rbd
@@ -23,6 +22,7 @@ from volplugin.errors import AlreadyExists, InUse
 from volplugin.host import mountinfo
 from volplugin.model import State, Volume
 from volplugin.store import records
+from volplugin.times import now
 
 SMALL: Final = {"size": "16M"}
 _numbers = itertools.count(1)

@@ -367,7 +367,7 @@ def test_notices(registry: Registry, opened: Open) -> None:
     theirs: list[str | None] = []
     ours: list[str | None] = []
     watches = [opened().watch(theirs.append), registry.watch(ours.append)]
-    assert [each.is_alive for each in watches] == [True, True]
+    assert [each.is_alive() for each in watches] == [True, True]
     registry.create(shared())
     eventually(lambda: theirs == ours == ["db"], f"a notice of create: {theirs}")
     registry.change("db", "1", adds(1))
@@ -378,7 +378,7 @@ def test_notices(registry: Registry, opened: Open) -> None:
     for each in watches:
         each.close()
         each.close()
-        assert not each.is_alive
+        assert not each.is_alive()
     registry.create(shared())
     registry.remove("db", "1")
     assert theirs == ["db"] * 3
@@ -413,7 +413,7 @@ def test_hearer_fails(registry: Registry) -> None:
     eventually(lambda: heard == ["db"], "the first notice")
     registry.remove("db", "1")
     eventually(lambda: heard == ["db"] * 2, "the second")
-    assert watch.is_alive
+    assert watch.is_alive()
     watch.close()
 
 
@@ -425,7 +425,7 @@ def test_watch_is_lost(registry: Registry, opened: Open) -> None:
     (address,) = theirs.cluster.addresses()
     registry.cluster.blocklist(address)
     eventually(lambda: None in heard, "the loss is told", seconds=60)
-    assert not watch.is_alive
+    assert not watch.is_alive()
     watch.close()
     again = theirs.watch(heard.append)  # by a new connection
     registry.create(shared())
@@ -478,7 +478,7 @@ def test_osd_restarts(own_ceph: Ceph) -> None:
 
     eventually(is_told, "a notice, or the loss", seconds=60)
     if None in heard:
-        assert not watch.is_alive
+        assert not watch.is_alive()
     watch.close()
     again = registry.watch(heard.append)
     registry.create(shared("last"))

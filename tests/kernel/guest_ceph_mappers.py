@@ -25,7 +25,7 @@ from volplugin.ceph.mappers import Target
 from volplugin.ceph.mappers.krbd import Krbd
 from volplugin.ceph.mappers.nbd import RbdNbd
 from volplugin.errors import InUse, NotFound, Unavailable, Unsupported
-from volplugin.host import mountinfo, nbd, rbdbus
+from volplugin.host import mountinfo, nbd, nodes, rbdbus
 
 pytestmark = pytest.mark.root
 
@@ -345,7 +345,7 @@ def test_it_grows_while_mounted(
     image = f"{target.pool}/{target.namespace}/{target.image}"
     ceph.rbd("resize", "--no-progress", "-s", "96M", image)
     rbd_nbd.grow(target)
-    assert nbd.size_of(Path(device).name) == 96 * MIB
+    assert nodes.size_of(Path(device).name) == 96 * MIB
     run("resize2fs", device)
     run("umount", folder)
     rbd_nbd.unmap(target)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from volplugin.ceph.mappers.settings import Settings, monitors
+from volplugin.ceph.settings import Settings, monitors
 from volplugin.errors import InvalidArgument, Unavailable
 
 

@@ -1,6 +1,5 @@
 """Cutting other hosts off a volume, before another writes to it."""
 
-import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -13,15 +12,11 @@ from volplugin.ceph.registry import Registry
 from volplugin.errors import Unavailable
 from volplugin.failpoints import hit
 from volplugin.logs import log
+from volplugin.times import now
 
 logger = logging.getLogger(__name__)
 
 _ROUNDS: Final = 10  # of clients that come while others are cut off
-
-
-def now() -> str:
-    """Return the time as RFC 3339 with a zone."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Fence:
@@ -94,7 +89,7 @@ class Fence:
                 shared,
                 holders=tuple(e for e in shared.holders if e.is_same(self._me)),
                 unclean=shared.unclean or wrote_last,
-                taken_by=f"{self._me.host} at {now()}",
+                taken_by=f"{self._me.host} at {now('seconds')}",
             )
 
         self._registry.change(name, volume_id, change)

@@ -18,6 +18,7 @@ import attrs
 from volplugin.ceph.bindings import load
 from volplugin.ceph.fssession import At, Session
 from volplugin.errors import Unavailable, Unsupported
+from volplugin.times import rfc3339
 
 RECORD: Final = "trusted.volplugin"
 
@@ -222,7 +223,9 @@ class FileSystem:
                     (float(seconds), Kept(name=name, created_at="", size=size))
                 )
         return [
-            attrs.evolve(kept, created_at=_written(when))
+            attrs.evolve(
+                kept, created_at=rfc3339(dt.datetime.fromtimestamp(when, dt.UTC))
+            )
             for when, kept in sorted(found, key=lambda each: (each[0], each[1].name))
         ]
 
@@ -330,8 +333,3 @@ def _opened(fs: Any, path: bytes) -> Iterator[Any]:
         yield directory
     finally:
         fs.closedir(directory)
-
-
-def _written(seconds: float) -> str:
-    when = dt.datetime.fromtimestamp(seconds, dt.UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

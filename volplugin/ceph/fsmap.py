@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from volplugin.ceph.cluster import Access, Cluster
+from volplugin.ceph.cluster import Cluster
 from volplugin.errors import (
     InUse,
     InvalidArgument,
@@ -65,38 +65,6 @@ def monitors(cluster: Cluster) -> tuple[str, str]:
     if len(found["v1"]) == len(shown["mons"]):
         return ",".join(found["v1"]), ""
     return ",".join(found["v2"]), "ms_mode=prefer-crc"
-
-
-def secret(cluster: Cluster, access: Access) -> str:
-    """Return the user's key: the configuration's own, or out of its keyring file.
-
-    Raise `Unavailable` where there is none.
-    """
-    with cluster.errors("read the configuration"):
-        rados = cluster.rados()
-        key: str = rados.conf_get("key") or ""
-        keyrings: str = access.keyring or rados.conf_get("keyring") or ""
-    if key:
-        return key
-    for path in keyrings.replace(";", ",").replace(" ", ",").split(","):
-        if path and os.path.exists(path):
-            found = _key_in(path, f"[client.{access.user}]")
-            if found is not None:
-                return found
-    raise Unavailable(f"there is no key of client.{access.user} in {keyrings}")
-
-
-def _key_in(path: str, section: str) -> str | None:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        inside = False
-        for raw in file:
-            line = raw.strip()
-            if line.startswith("["):
-                inside = line == section
-            name, _, value = line.partition("=")
-            if inside and name.strip() == "key":
-                return value.strip()
-    return None
 
 
 class Subvolumes:

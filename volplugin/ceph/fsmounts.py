@@ -5,6 +5,7 @@ is told by the mount table alone: ceph-fuse's source is a name that we give it, 
 kernel's ends with the path in the file system.
 """
 
+import base64
 import contextlib
 import logging
 import time
@@ -13,14 +14,22 @@ from typing import Final
 
 import attrs
 
-from volplugin.ceph import fsmap
+from volplugin.ceph import fsmap, settings
 from volplugin.ceph.cluster import Cluster
-from volplugin.errors import InUse, Unavailable, Unsupported, VolpluginError
+from volplugin.errors import Unavailable, Unsupported, VolpluginError
 from volplugin.failpoints import hit
-from volplugin.host import cephmount, mountinfo, mounts, namespaces, paths
+from volplugin.host import (
+    cephmount,
+    filesystems,
+    mountinfo,
+    mounts,
+    namespaces,
+    paths,
+)
 from volplugin.host.cephmount import FuseProcess
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
+from volplugin.host.patience import outwait
 from volplugin.logs import log
 
 logger = logging.getLogger(__name__)
@@ -119,7 +128,12 @@ class Mounts:
         """
         found = mountinfo.at(mountpoint, mountinfo.read())
         if found is not None and found.kind == KERNEL:
-            cephmount.flush(mountpoint, self._limit)
+            self._write_back(mountpoint)
+
+    def _write_back(self, mountpoint: str) -> None:
+        # That something could not be written its programs were told; here it only
+        # counts that nothing is left to be.
+        filesystems.sync(mountpoint, limit=self._limit, ok=(0, 1))
 
     def unmount(self, target: Target, mountpoint: str) -> None:
         """Unmount ``target``; return once the cluster has all that was written.
@@ -136,7 +150,7 @@ class Mounts:
                 break
             if found.kind == KERNEL:
                 # umount(2) would wait for the cluster where nothing can interrupt it.
-                cephmount.flush(mountpoint, self._limit)
+                self._write_back(mountpoint)
             self._unmount(mountpoint)
             hit("cephfs.unmounted")
         if not process.wait(self._limit):
@@ -209,16 +223,7 @@ class Mounts:
 
     def _unmount(self, mountpoint: str) -> None:
         # The `mount` that ceph-fuse starts to remount itself is in it for a moment.
-        end = time.monotonic() + _BUSY_WAIT
-        while True:
-            try:
-                mounts.unmount(mountpoint)
-            except InUse:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(_PAUSE)
-            else:
-                return
+        outwait(lambda: mounts.unmount(mountpoint), _BUSY_WAIT)
 
     def _require_there(self, target: Target, mountpoint: str) -> None:
         if not self._is_there(target, mountpoint):
@@ -294,10 +299,11 @@ class Mounts:
     def _mount_by_kernel(self, target: Target, mountpoint: str) -> None:
         access = self._cluster.access
         addresses, needed = fsmap.monitors(self._cluster)
+        secret = settings.secret(access, settings.read(access))
         # mount(2)'s data is seen by nobody; in mount tables the kernel hides the key.
         options = [
             f"name={access.user}",
-            f"secret={fsmap.secret(self._cluster, access)}",
+            f"secret={base64.b64encode(secret).decode()}",
             f"mount_timeout={max(1, int(access.timeout))}",
         ]
         if needed:

@@ -4,7 +4,6 @@ CephFS keeps the hosts' views of one directory the same, so that no host keeps a
 out. Holders are noted all the same: a volume that another host has is not removed.
 """
 
-import datetime as dt
 import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from volplugin.ceph.registry import Holder, Registry, Shared
 from volplugin.errors import AlreadyExists, InUse, NotFound, Unavailable
 from volplugin.logs import log
 from volplugin.model import State, Volume
+from volplugin.times import now
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Records:
         for holder in dropped:
             for address in holder.addresses:
                 self._cluster.blocklist(address, _FENCE_SECONDS)
-        when = _now()
+        when = now()
 
         def change(shared: Shared) -> Shared:
             left = [
@@ -188,10 +188,6 @@ class Records:
         """Name the other hosts that have the volume."""
         return sorted(holder.host for holder in self._others(shared))
 
-    def all(self) -> Iterable[Shared]:
-        """Return all records."""
-        return self._registry().all()
-
     def _release_earlier(self, volume: Volume) -> None:
         def change(shared: Shared) -> Shared:
             mine = self._mine(shared)
@@ -209,7 +205,7 @@ class Records:
             boot_id=self._boot_id,
             host=self._host,
             address=next(iter(sorted(self._cluster.addresses())), ""),
-            since=_now(),
+            since=now(),
             access=access,
         )
 
@@ -230,8 +226,3 @@ class Records:
 
 def _named(holders: Iterable[Holder]) -> str:
     return ", ".join(f"{each.host} (since {each.since})" for each in holders)
-
-
-def _now() -> str:
-    moment = dt.datetime.now(dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

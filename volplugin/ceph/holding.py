@@ -18,11 +18,12 @@ from typing import Final, Literal, TypeAlias
 import attrs
 
 from volplugin.ceph.cluster import plain_address
-from volplugin.ceph.fencing import Fence, now
+from volplugin.ceph.fencing import Fence
 from volplugin.ceph.records import Holder, Shared
 from volplugin.ceph.registry import Registry
 from volplugin.errors import AlreadyExists, InUse, NotFound, Unavailable
 from volplugin.failpoints import hit
+from volplugin.times import now
 
 Conflict: TypeAlias = Literal["fail", "wait", "fence"]
 Watchers: TypeAlias = Callable[[], Sequence[str]]
@@ -51,7 +52,7 @@ class Holding:
             boot_id=self._boot_id,
             host=self._host,
             address=", ".join(sorted(self._registry.cluster.addresses())),
-            since=now(),
+            since=now("seconds"),
             access=access,
         )
 

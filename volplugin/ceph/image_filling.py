@@ -8,7 +8,6 @@ on a host that has no mapper, and no device that could hang is involved.
 import collections
 import errno
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from volplugin.ceph.images import (
 )
 from volplugin.errors import NoSpace, from_os_error
 from volplugin.failpoints import hit
-from volplugin.host import filesystems, sparse
+from volplugin.host import filesystems, sparse, superblocks
 
 _BLOCK: Final = 64 << 10  # bytes that are left out together where all are zero
 _ZEROS: Final = bytes(_BLOCK)
@@ -90,13 +89,9 @@ def inspect(
     doing = f"look for a file system in {image}"
     with images.opened(image, doing, read_only=True, secret=secret) as handle:
         size = handle.size()
-        block: bytes = handle.read(0, 4096) if size >= 4096 else bytes(4096)
-    # The same places as in `superblocks`, which reads files.
-    if block[:4] == b"XFSB":
-        return "xfs", size
-    if struct.unpack_from("<H", block, 1024 + 0x38)[0] == 0xEF53:
-        return "ext4", size
-    return None, size
+        least = superblocks.TELLING
+        begin: bytes = handle.read(0, least) if size >= least else bytes(least)
+    return superblocks.kind_of(begin), size
 
 
 def _send(path: str, handle: Any) -> None:
@@ -142,15 +137,9 @@ def _runs(path: str) -> Iterator[tuple[int, bytes]]:
 
 def _blocks(path: str) -> Iterator[tuple[int, bytes]]:
     with open(path, "rb", buffering=0) as file:
-        descriptor, offset = file.fileno(), 0
-        while True:
-            try:
-                offset = os.lseek(descriptor, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # lseek(2): only a hole is left
-                    return
-                raise
-            end = os.lseek(descriptor, offset, os.SEEK_HOLE)
+        descriptor = file.fileno()
+        for begin, end in sparse.extents(descriptor, os.fstat(descriptor).st_size):
+            offset = begin
             while offset < end:
                 block = os.pread(descriptor, min(_BLOCK, end - offset), offset)
                 if block != _ZEROS[: len(block)]:

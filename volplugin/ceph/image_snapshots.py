@@ -60,7 +60,7 @@ def snapshots(images: Images, image: Image) -> list[ImageSnapshot]:
     """Return the snapshots that users made, oldest first. No effect."""
     doing = f"list the snapshots of {image}"
     with images.opened(image, doing, read_only=True) as handle:
-        return [each for each in _all(handle) if not each.name.startswith(OWN_PREFIX)]
+        return [each for each in _all(handle) if _is_users(each.name)]
 
 
 def take(images: Images, image: Image, name: str, *, protect: bool = False) -> None:
@@ -192,7 +192,7 @@ def drop_unneeded(images: Images, origin: Origin) -> None:
 
     Idempotent; one that a user made stays.
     """
-    if not origin.snapshot.startswith(OWN_PREFIX):
+    if _is_users(origin.snapshot):
         return
     hit("rbd.unneeded")
     with contextlib.suppress(NotFound, InUse):

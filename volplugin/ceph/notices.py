@@ -99,9 +99,8 @@ class Watch:
             self._watch = io.watch(index, self._on_notice, self._on_error)
             self._undo = undo.pop_all()
 
-    @property
     def is_alive(self) -> bool:
-        """Whether changes are still heard of. No I/O."""
+        """Tell whether changes are still heard of. No I/O."""
         with self._lock:
             if self._lost or self._watch is None:
                 return False

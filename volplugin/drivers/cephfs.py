@@ -11,14 +11,13 @@ from typing import Any
 
 import attrs
 
-from volplugin.ceph.cluster import Access
 from volplugin.ceph.filesystem import Quota
-from volplugin.ceph.registry import Shared
+from volplugin.ceph.registry import Shared, Watch
 from volplugin.drivers import mountpoints, ownership
 from volplugin.drivers.cephfs_limits import limits_of, require_fits, wanted
 from volplugin.drivers.cephfs_mounting import ADOPTED, ENTRY
 from volplugin.drivers.cephfs_options import CephFSConfig, CephFSOptions
-from volplugin.drivers.cephfs_parts import Following, Parts
+from volplugin.drivers.cephfs_parts import Parts
 from volplugin.drivers.driver import Driver, Plan, Snapshot, Spec
 from volplugin.errors import (
     AlreadyExists,
@@ -42,17 +41,11 @@ class CephFS(Driver):
     Config = CephFSConfig
 
     def __init__(self, config: CephFSConfig, place: str) -> None:
-        access = Access(
-            conf=config.conf,
-            user=config.user,
-            keyring=config.keyring,
-            timeout=config.timeout,
-        )
         self._conf = config.conf
         self._backend = os.path.basename(place)
         self._place = place
         self._root = os.path.realpath(config.root or os.path.join(place, "volumes"))
-        self._parts = Parts(config, access, place)
+        self._parts = Parts(config, place)
         self._hosts: dict[str, tuple[str, ...]] = {}  # that have a volume, by its id
 
     def open(self) -> None:
@@ -165,9 +158,9 @@ class CephFS(Driver):
         for shared in self._parts.registry().all():
             yield self._ours(shared)
 
-    def follow(self, changed: Callable[[str | None], None]) -> Following:
+    def follow(self, changed: Callable[[str | None], None]) -> Watch:
         """Have ``changed`` called for what other hosts do."""
-        return Following(self._parts.registry().watch(changed))
+        return self._parts.registry().watch(changed)
 
     def take_over(self, spec: Spec) -> Sequence[str]:
         """Drop the other hosts that hold the volume; fence what can be."""

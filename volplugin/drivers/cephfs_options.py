@@ -6,7 +6,7 @@ from typing import Final
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import declared
+from volplugin.drivers import ceph_settings, declared
 from volplugin.errors import InvalidArgument
 from volplugin.parsers import quote
 from volplugin.sizes import format_size
@@ -82,25 +82,9 @@ class CephFSOptions:
 class CephFSConfig:
     """What an operator can say of the backend."""
 
-    conf: str = declare.option(
-        help="the cluster's configuration",
-        parse=declare.absolute_path,
-        default="/etc/ceph/ceph.conf",
-        unit="path",
-    )
-    user: str = declare.option(
-        help="who volplugin is in the cluster, without client.",
-        parse=declare.text,
-        default="admin",
-        unit="name",
-    )
-    keyring: str | None = declare.option(
-        help="file with the user's key",
-        parse=declare.absolute_path,
-        default=None,
-        shown="where conf says",
-        unit="path",
-    )
+    conf: str = ceph_settings.conf_setting()
+    user: str = ceph_settings.user_setting()
+    keyring: str | None = ceph_settings.keyring_setting()
     fs: str | None = declare.option(
         help="the file system",
         parse=_word,
@@ -141,19 +125,8 @@ class CephFSConfig:
         default="volume",
         unit="name",
     )
-    timeout: float = declare.option(
-        help="for one operation of the cluster",
-        parse=declare.seconds,
-        default=15.0,
-        unit="seconds",
-    )
-    host_name: str | None = declare.option(
-        help="what this host is called in the messages of others",
-        parse=declare.text,
-        default=None,
-        shown="the host's name",
-        unit="name",
-    )
+    timeout: float = ceph_settings.timeout_setting()
+    host_name: str | None = ceph_settings.host_name_setting()
     root: str | None = declared.root_setting()
 
     @property

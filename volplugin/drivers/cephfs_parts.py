@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from volplugin.ceph import fsmap, identity
-from volplugin.ceph.cluster import Access, Cluster
+from volplugin.ceph.cluster import Cluster
 from volplugin.ceph.filesystem import FileSystem
 from volplugin.ceph.fsmap import Known, Subvolumes
 from volplugin.ceph.fsmounts import Mounts
@@ -15,7 +15,8 @@ from volplugin.ceph.fsnotes import Notes
 from volplugin.ceph.fsplaces import Directories, Place, SubvolumeDirectories
 from volplugin.ceph.fsrecords import Records
 from volplugin.ceph.fssession import Session
-from volplugin.ceph.registry import Registry, Watch
+from volplugin.ceph.registry import Registry
+from volplugin.drivers.ceph_settings import access_of
 from volplugin.drivers.cephfs_adopted import Adopted
 from volplugin.drivers.cephfs_mounting import Mounting
 from volplugin.drivers.cephfs_options import CephFSConfig
@@ -26,7 +27,8 @@ from volplugin.model import Volume
 class Parts:
     """The parts of one backend; those that need the cluster come at first use."""
 
-    def __init__(self, config: CephFSConfig, access: Access, place: str) -> None:
+    def __init__(self, config: CephFSConfig, place: str) -> None:
+        access = access_of(config)
         self._config = config
         self._lock = threading.Lock()
         self._known: Known | None = None  # guarded by the lock, with the next two
@@ -97,18 +99,3 @@ class Parts:
 
     def _volumes(self) -> list[Volume]:
         return [shared.volume for shared in self.registry().all()]
-
-
-class Following:
-    """A watch, as the contract has it."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def is_alive(self) -> bool:
-        """Tell whether changes still arrive."""
-        return self._watch.is_alive
-
-    def close(self) -> None:
-        """End it."""
-        self._watch.close()

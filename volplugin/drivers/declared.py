@@ -7,7 +7,13 @@ from volplugin import options
 from volplugin.quota.ids import IdRange, parse_range
 from volplugin.sizes import format_size
 
-_MKFS: Final = ("block-size", "inode-size", "inode-ratio", "journal-size")
+# What mkfs can be told, in bytes: of what, the least, the most, and its own choice.
+_MKFS: Final[Mapping[str, tuple[str, int, int, str]]] = {
+    "block-size": ("a block", 1024, 65536, "4K"),
+    "inode-size": ("an inode", 128, 2048, "256, xfs 512"),
+    "inode-ratio": ("space to an inode (ext4)", 1024, 64 << 20, "mkfs's own"),
+    "journal-size": ("the journal", 1 << 20, 2 << 30, "mkfs's own"),
+}
 
 
 def uid_option(default: int | None = 0) -> Any:
@@ -55,16 +61,9 @@ def inodes_option() -> Any:
     )
 
 
-def mkfs_option(
-    name: str,
-    of_what: str,
-    minimum: int,
-    maximum: int,
-    shown: str = "mkfs's own",
-    *,
-    thing: str = "a loop image",
-) -> Any:
-    """Declare the option ``mkfs.NAME``: bytes of a part of a new file system."""
+def mkfs_option(name: str, thing: str) -> Any:
+    """Declare the option ``mkfs.NAME``: bytes of a part of ``thing``."""
+    of_what, minimum, maximum, shown = _MKFS[name]
     return options.option(
         name=f"mkfs.{name}",
         help=f"bytes of {of_what} of {thing}",

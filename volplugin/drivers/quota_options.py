@@ -13,6 +13,8 @@ from volplugin.sizes import format_size
 LOOP: Final = "loop"
 """The mechanism of a volume that is an image."""
 
+_OF: Final = "a loop image"  # whose blocks and inodes mkfs.* are about
+
 
 @attrs.frozen(kw_only=True)
 class QuotaOptions:
@@ -49,18 +51,10 @@ class QuotaOptions:
     uid: int = declared.uid_option()
     gid: int = declared.gid_option()
     mode: int = declared.mode_option(0o755)
-    mkfs_block_size: int | None = declared.mkfs_option(
-        "block-size", "a block", 1024, 65536, "4K"
-    )
-    mkfs_inode_size: int | None = declared.mkfs_option(
-        "inode-size", "an inode", 128, 2048, "256, xfs 512"
-    )
-    mkfs_inode_ratio: int | None = declared.mkfs_option(
-        "inode-ratio", "space to an inode (ext4)", 1024, 64 << 20
-    )
-    mkfs_journal_size: int | None = declared.mkfs_option(
-        "journal-size", "the journal", 1 << 20, 2 << 30
-    )
+    mkfs_block_size: int | None = declared.mkfs_option("block-size", _OF)
+    mkfs_inode_size: int | None = declared.mkfs_option("inode-size", _OF)
+    mkfs_inode_ratio: int | None = declared.mkfs_option("inode-ratio", _OF)
+    mkfs_journal_size: int | None = declared.mkfs_option("journal-size", _OF)
 
     @property
     def mkfs(self) -> Mapping[str, str]:

@@ -15,10 +15,11 @@ import attrs
 from cattrs.preconf.json import make_converter
 
 from volplugin.ceph import identity, image_snapshots, image_trash
-from volplugin.ceph.cluster import Access, Cluster
+from volplugin.ceph.cluster import Cluster
 from volplugin.ceph.holding import Holding
 from volplugin.ceph.images import Images
 from volplugin.ceph.registry import Holder, Registry, Shared, Watch
+from volplugin.drivers.ceph_settings import access_of
 from volplugin.drivers.driver import Driver, Found, Plan, Snapshot, Spec
 from volplugin.drivers.rbd_attaching import Attacher
 from volplugin.drivers.rbd_making import Maker
@@ -32,6 +33,7 @@ from volplugin.errors import InvalidArgument, VolpluginError
 from volplugin.host import filesystems, mountinfo, paths, processes, sparse
 from volplugin.host.mountinfo import Mount
 from volplugin.model import State, Usage, Volume
+from volplugin.times import rfc3339
 
 _converter = make_converter()
 
@@ -48,14 +50,7 @@ class Rbd(Driver):
         self._place = os.path.realpath(place)
         self._backend = os.path.basename(place)
         self._root = os.path.realpath(config.root or place)
-        self._cluster = Cluster(
-            Access(
-                conf=config.conf,
-                user=config.user,
-                keyring=config.keyring,
-                timeout=config.timeout,
-            )
-        )
+        self._cluster = Cluster(access_of(config))
         namespace = config.namespace or ""
         self._images = Images(self._cluster, namespace)
         self._registry = Registry(self._cluster, config.pool, namespace)
@@ -148,8 +143,8 @@ class Rbd(Driver):
                 found.append(self._localised(shared))
         return found
 
-    def follow(self, changed: Callable[[str | None], None]) -> "_Following":
-        return _Following(self._registry.watch(changed))
+    def follow(self, changed: Callable[[str | None], None]) -> Watch:
+        return self._registry.watch(changed)
 
     def health(self) -> str:
         return self._cluster.health
@@ -186,7 +181,7 @@ class Rbd(Driver):
         found = [
             Snapshot(
                 name=each.name,
-                created_at=each.created_at.isoformat().replace("+00:00", "Z"),
+                created_at=rfc3339(each.created_at, "auto"),
                 size=each.size,
             )
             for each in image_snapshots.snapshots(self._images, notes.place)
@@ -273,19 +268,6 @@ class Rbd(Driver):
             return os.listdir(os.path.join(self._place, "pools"))
         except FileNotFoundError:
             return []
-
-
-class _Following:
-    """A watch, as the contract has it."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def is_alive(self) -> bool:
-        return self._watch.is_alive
-
-    def close(self) -> None:
-        self._watch.close()
 
 
 def _encoded(volume: Volume) -> bytes:

@@ -8,8 +8,6 @@ and what a death left of a mapping is taken away before there is a new one.
 
 import logging
 import os
-import stat
-import time
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
@@ -32,9 +30,10 @@ from volplugin.errors import (
     VolpluginError,
 )
 from volplugin.failpoints import hit
-from volplugin.host import filesystems, mountinfo, mounts, superblocks
+from volplugin.host import filesystems, mountinfo, mounts, nodes, superblocks
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
+from volplugin.host.patience import outwait
 from volplugin.logs import log
 from volplugin.model import State, Volume
 
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 _AUTO: Final = "auto"
 _UNMAP_WAIT: Final = 5.0  # seconds for others to let go of a device
-_PAUSE: Final = 0.05
 
 
 class Attacher:
@@ -74,13 +72,14 @@ class Attacher:
         mapper = self.mapper_of(volume, table)
         if mapper is not None:
             return self._require_ours(volume, notes, mapper)
-        self._require_image(spec, notes, self._current(volume))
+        shared = self._current(volume)
+        self._require_image(notes)
         if not mountpoints.require_ready(spec, table):
             make_mountpoint()
         secret_of(notes)
         target = self.target(volume.id, notes)
         # Before the volume is held: what a death left would pass for a stranger.
-        reusable = self._clear(volume, target)
+        reusable = self._clear(target, shared)
         chosen = reusable or choose(self._place, self._wanted(), target)
         try:
             shared = self._hold(spec, notes)
@@ -159,7 +158,7 @@ class Attacher:
             )
         return shared
 
-    def _require_image(self, spec: Spec, notes: Notes, shared: Shared) -> None:
+    def _require_image(self, notes: Notes) -> None:
         found = self._images.describe(notes.place)
         if found is None:
             raise Unavailable(
@@ -262,7 +261,8 @@ class Attacher:
         path = volume.mountpoint
         try:
             spans = superblocks.size_mounted(device, path, notes.fs)
-            if spans + filesystems.DEFAULT_BLOCK * 16 <= _length(device):
+            length = nodes.size_of(os.path.basename(device))
+            if spans + filesystems.DEFAULT_BLOCK * 16 <= length:
                 filesystems.grow(device, path, notes.fs)
                 hit("rbd.grown")
         except VolpluginError as error:  # smaller than asked for, but there
@@ -293,13 +293,12 @@ class Attacher:
                 f" could not be kept: {error}"
             ) from error
 
-    def _clear(self, volume: Volume, target: Target) -> Mapper | None:
+    def _clear(self, target: Target, shared: Shared) -> Mapper | None:
         """Unmap what is left of an earlier attach; return a mapper to be used again.
 
         That is one whose device a container still has, in a mount namespace of its own,
         under a hold of ours that nobody took.
         """
-        shared = self._current(volume)
         for mapper in self._mappers.values():
             try:
                 mapper.unmap(target)
@@ -314,19 +313,11 @@ class Attacher:
         return None
 
     def _unmap(self, target: Target) -> None:
-        # A process that starts in a mount namespace of its own takes a copy of each
-        # mount with it, if only for a moment.
-        end = time.monotonic() + _UNMAP_WAIT
-        while True:
-            try:
-                for mapper in self._mappers.values():
-                    mapper.unmap(target)
-            except InUse:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(_PAUSE)
-            else:
-                return
+        def unmap() -> None:
+            for mapper in self._mappers.values():
+                mapper.unmap(target)
+
+        outwait(unmap, _UNMAP_WAIT)
 
     def _release(self, volume: Volume, notes: Notes) -> None:
         """Be a holder no more, and let no client of ours that died look like one."""
@@ -370,12 +361,3 @@ def _dead(mapper: Mapper) -> str:
 
 def _doing(volume: Volume) -> str:
     return "made" if volume.state is State.CREATING else "removed"
-
-
-def _length(device: str) -> int:
-    status = os.stat(device)
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    if not stat.S_ISBLK(status.st_mode):
-        raise Unavailable(f"{device} is no block device")
-    with open(f"/sys/dev/block/{number}/size", encoding="ascii") as file:
-        return int(file.read()) * 512  # sectors of 512 bytes on every disk

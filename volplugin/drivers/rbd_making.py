@@ -165,25 +165,27 @@ class Maker:
         return not self._images.watchers(notes_of(volume).place)
 
     def _make_new(self, spec: Spec, notes: Notes, scratch: str) -> None:
-        secret = secret_of(notes)
-        self._clear(notes.place)
-        image_filling.make(
-            self._images,
+        secret, shape = secret_of(notes), self._shape(spec, notes)
+        contents = image_filling.Contents(
+            kind=notes.fs, label=spec.volume.name, options=spec.options.mkfs
+        )
+        self._afresh(
             notes.place,
-            self._shape(spec, notes),
-            image_filling.Contents(
-                kind=notes.fs, label=spec.volume.name, options=spec.options.mkfs
+            lambda: image_filling.make(
+                self._images,
+                notes.place,
+                shape,
+                contents,
+                owner=spec.record,
+                secret=secret,
+                scratch=scratch,
             ),
-            owner=spec.record,
-            secret=secret,
-            scratch=scratch,
         )
 
     def _make_clone(self, spec: Spec, notes: Notes, mountpoint: str | None) -> None:
         if spec.source is None:
             raise Unavailable("the volume that is to be copied is not known any more")
         theirs = notes_of(spec.source)
-        self._clear(notes.place)
         snapshot = notes.snapshot
         if not snapshot:
             snapshot = _own_snapshot(spec.volume)
@@ -194,7 +196,10 @@ class Maker:
         hit("rbd.snapshot")
         origin = CloneOf(image=theirs.place, snapshot=snapshot)
         shape = self._shape(spec, notes)
-        image_snapshots.clone(self._images, origin, notes.place, shape)
+        self._afresh(
+            notes.place,
+            lambda: image_snapshots.clone(self._images, origin, notes.place, shape),
+        )
         hit("rbd.cloned")
         self._images.claim(notes.place, spec.record)
         self._images.grow(notes.place, shape.size, secret_of(notes))
@@ -217,6 +222,14 @@ class Maker:
             object_size=spec.options.object_size or self._config.object_size,
             data_pool=self._config.data_pool,
         )
+
+    def _afresh(self, image: Image, make: Callable[[], None]) -> None:
+        """Make an image of a unique name: what is there is left of an earlier call."""
+        try:
+            make()
+        except AlreadyExists:
+            self._clear(image)
+            make()
 
     def _clear(self, image: Image) -> None:
         """Remove what a `make` that was cut short left; the image has a unique name."""

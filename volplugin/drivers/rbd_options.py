@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import declared
+from volplugin.drivers import ceph_settings, declared
 from volplugin.errors import InvalidArgument
 from volplugin.host import filesystems
 from volplugin.parsers import nearest, quote
@@ -27,6 +27,7 @@ FEATURES: Final[Mapping[str, str | None]] = {
 }
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. +:-]{0,254}")
+_OF: Final = "its file system"  # whose blocks and inodes mkfs.* are about
 _LEAST_OBJECT, _LARGEST_OBJECT = 4 << 10, 32 << 20
 
 
@@ -68,13 +69,6 @@ def _source(text: str) -> str:
             f"{quote(text)} names no volume; give VOLUME or VOLUME@SNAPSHOT"
         )
     return declare.text(text)
-
-
-def _mkfs(name: str, of_what: str, minimum: int, maximum: int, shown: str = "") -> Any:
-    shown = shown or "mkfs's own"
-    return declared.mkfs_option(
-        name, of_what, minimum, maximum, shown, thing="its file system"
-    )
 
 
 def _conflict_option(default: str | None, shown: str = "") -> Any:
@@ -195,16 +189,10 @@ class RbdOptions:
     key: str | None = _path_option(
         "keyring file; must be the backend's", shown="the backend's"
     )
-    mkfs_block_size: int | None = _mkfs("block-size", "a block", 1024, 65536, "4K")
-    mkfs_inode_size: int | None = _mkfs(
-        "inode-size", "an inode", 128, 2048, "256, xfs 512"
-    )
-    mkfs_inode_ratio: int | None = _mkfs(
-        "inode-ratio", "space to an inode (ext4)", 1024, 64 << 20
-    )
-    mkfs_journal_size: int | None = _mkfs(
-        "journal-size", "the journal", 1 << 20, 2 << 30
-    )
+    mkfs_block_size: int | None = declared.mkfs_option("block-size", _OF)
+    mkfs_inode_size: int | None = declared.mkfs_option("inode-size", _OF)
+    mkfs_inode_ratio: int | None = declared.mkfs_option("inode-ratio", _OF)
+    mkfs_journal_size: int | None = declared.mkfs_option("journal-size", _OF)
 
     def __attrs_post_init__(self) -> None:
         """Refuse what contradicts itself; `ValueError` as attrs has it."""
@@ -257,21 +245,9 @@ class RbdOptions:
 class RbdConfig:
     """What an operator can say of the backend."""
 
-    conf: str = declare.option(
-        help="the cluster's configuration",
-        parse=declare.absolute_path,
-        default="/etc/ceph/ceph.conf",
-        unit="path",
-    )
-    user: str = declare.option(
-        help="who volplugin is in the cluster, without client.",
-        parse=declare.text,
-        default="admin",
-        unit="name",
-    )
-    keyring: str | None = _path_option(
-        "file with the user's key", shown="where conf says"
-    )
+    conf: str = ceph_settings.conf_setting()
+    user: str = ceph_settings.user_setting()
+    keyring: str | None = ceph_settings.keyring_setting()
     pool: str = declare.option(
         help="pool of the images and records", parse=_name, default="rbd", unit="name"
     )
@@ -314,19 +290,8 @@ class RbdConfig:
     encryption_key: str | None = _path_option(
         "file with the passphrase of volumes that name none", shown="none"
     )
-    timeout: float = declare.option(
-        help="for one operation of the cluster",
-        parse=declare.seconds,
-        default=15.0,
-        unit="seconds",
-    )
-    host_name: str | None = declare.option(
-        help="what this host is called in the messages of others",
-        parse=declare.text,
-        default=None,
-        shown="the host's name",
-        unit="name",
-    )
+    timeout: float = ceph_settings.timeout_setting()
+    host_name: str | None = ceph_settings.host_name_setting()
     root: str | None = declared.root_setting()
 
 

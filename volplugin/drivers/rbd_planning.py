@@ -94,7 +94,6 @@ class Planner:
             )
         if found.volume.state is not State.READY:
             raise Unavailable(f"volume {name} is being made or removed: try again")
-        self.check_clone(found.volume, snapshot or None, options)
         theirs = notes_of(found.volume)
         before = parse(RbdOptions, found.volume.options, subject="driver rbd")
         notes = attrs.evolve(

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from volplugin.errors import Unavailable, VolpluginError
-from volplugin.host import commands, daemons
+from volplugin.errors import Unavailable
+from volplugin.host import commands, daemons, modules
 
 # GNU's stat(1) has no status that tells them apart; the words are the C library's.
 _DEAD: Final = (
@@ -27,16 +27,14 @@ _LONGEST_ANSWER: Final = 1 << 20
 
 def has_kernel_client() -> bool:
     """Tell whether this kernel has CephFS, and load its module if it is one."""
-    if _is_known():
-        return True
-    with contextlib.suppress(VolpluginError):
-        commands.run(["modprobe", "ceph"], limit=10, doing="load the module ceph")
+    if not _is_known():
+        modules.load("ceph")
     return _is_known()
 
 
 def has_fuse() -> bool:
     """Tell whether ceph-fuse is installed, and the kernel has FUSE."""
-    return os.path.exists("/dev/fuse") and daemons.program("ceph-fuse") is not None
+    return os.path.exists("/dev/fuse") and commands.find("ceph-fuse") is not None
 
 
 def is_dead(mountpoint: str, limit: float) -> bool:
@@ -49,19 +47,6 @@ def is_dead(mountpoint: str, limit: float) -> bool:
         ["stat", "--file-system", mountpoint], limit=limit, doing=doing, ok=(0, 1)
     )
     return any(words in said for words in _DEAD)
-
-
-def flush(mountpoint: str, limit: float) -> None:
-    """Have the kernel write what it holds of a mount; raise `Unavailable` at the limit.
-
-    In a child process, as sync(1) can't be interrupted while the cluster is away.
-    """
-    commands.run(
-        ["sync", "--file-system", mountpoint],
-        limit=limit,
-        doing=f"write back {mountpoint}",
-        ok=(0, 1),
-    )
 
 
 class FuseProcess:

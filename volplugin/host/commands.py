@@ -22,7 +22,7 @@ _PACKAGES: Final = {
 }
 
 # Programs for file systems are in folders that a service's PATH may lack.
-_SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
+SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _GRACE: Final = 5.0  # seconds for a killed process to end
 _SHOWN_LINES: Final = 4
 _SHOWN_CHARACTERS: Final = 400
@@ -47,7 +47,7 @@ def run(
     missing, `Unavailable` at the limit; for a status that is not in ``ok`` `NoSpace`,
     where the program says so, else `Internal`.
     """
-    program = _find(words[0], doing)
+    program = require(words[0], doing)
     try:
         # No shell, and words that no user writes; the program is one we looked up.
         child = subprocess.Popen(  # noqa: S603
@@ -55,7 +55,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={"PATH": _SEARCH, "LC_ALL": "C"},
+            env={"PATH": SEARCH, "LC_ALL": "C"},
             cwd="/",
             start_new_session=True,
             pass_fds=keep,
@@ -79,9 +79,14 @@ def run(
     raise kind(f"{doing}: {words[0]} {_ended(child.returncode)}: {_last_lines(output)}")
 
 
-def _find(name: str, doing: str) -> str:
-    search = f"{_SEARCH}:{os.environ.get('PATH', '')}"
-    found = shutil.which(name, path=search)
+def find(name: str) -> str | None:
+    """Return the path of the program ``name``, None when there is none."""
+    return shutil.which(name, path=f"{SEARCH}:{os.environ.get('PATH', '')}")
+
+
+def require(name: str, doing: str) -> str:
+    """Return the path of a program; raise `Unsupported`, with its package, for none."""
+    found = find(name)
     if found is None:
         package = _PACKAGES.get(name)
         hint = f"install it (Debian's package {package})" if package else "install it"

@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import os
 import select
-import shutil
 import signal
 import subprocess
 import threading
@@ -30,15 +29,11 @@ import attrs
 from volplugin.errors import (
     InUse,
     Unavailable,
-    Unsupported,
     VolpluginError,
     from_os_error,
 )
-from volplugin.host import processes
+from volplugin.host import commands, processes
 from volplugin.model import Client
-
-# As for `commands`: programs may be in folders that a service's PATH lacks.
-_SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 # What dies for want of memory should not be what the containers' files are on.
 _BECOME: Final = """
@@ -68,11 +63,6 @@ class Helper:
     started: int
 
 
-def program(name: str) -> str | None:
-    """Return the path of the program ``name``, None when there is none."""
-    return shutil.which(name, path=f"{_SEARCH}:{os.environ.get('PATH', '')}")
-
-
 def start(
     words: Sequence[str],
     *,
@@ -96,9 +86,7 @@ def start(
     `Unsupported` for a missing program, `Unavailable` after ``limit`` seconds, `InUse`
     while a helper of this record runs. It is gone after an error.
     """
-    path = program(words[0])
-    if path is None:
-        raise Unsupported(f"{doing}: there is no program {words[0]}: install it")
+    path = commands.require(words[0], doing)
     _reap()
     lock = _lock(record, doing)
     words_end, said_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -194,7 +182,7 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        env={"PATH": _SEARCH, "LC_ALL": "C"},
+        env={"PATH": commands.SEARCH, "LC_ALL": "C"},
         cwd=folder,
         umask=0o077,
         start_new_session=True,

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 from volplugin.errors import (
@@ -147,14 +147,16 @@ def grow(device: str, mountpoint: str, kind: str) -> None:
         ) from error
 
 
-def sync(mountpoint: str) -> None:
-    """Bring all that was written to the mounted file system onto its device.
+def sync(
+    mountpoint: str, *, limit: float = _LOOK_LIMIT, ok: Container[int] = (0,)
+) -> None:
+    """Bring all that was written to the mounted file system to where it is kept.
 
-    In a process of its own, by coreutils' sync, as the device may not answer. Raise as
-    `commands.run`.
+    In a process of its own, by coreutils' sync, as that may not answer: it is waited
+    for ``limit`` seconds. Raise as `commands.run`.
     """
     words = ["sync", "--file-system", mountpoint]
-    commands.run(words, limit=_LOOK_LIMIT, doing=f"sync {mountpoint}")
+    commands.run(words, limit=limit, doing=f"write back {mountpoint}", ok=ok)
 
 
 def smallest(image: str) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 import struct
 import threading
 import time
@@ -13,11 +12,13 @@ from typing import Final
 import attrs
 
 from volplugin.errors import NoSpace, Unsupported, from_os_error
+from volplugin.host import modules, nodes
 
 _CLR_FD: Final = 0x4C01
 _GET_STATUS64: Final = 0x4C05
 _SET_CAPACITY: Final = 0x4C07
-_CONFIGURE: Final = 0x4C0A  # since Linux 5.8
+_CONFIGURE: Final = 0x4C0A
+_CONFIGURE_SINCE: Final = (5, 8)  # Linux that has it
 _CTL_GET_FREE: Final = 0x4C82
 
 READ_ONLY: Final = 1
@@ -92,7 +93,10 @@ def _try_make(file: str, backing: int, flags: int) -> Loop | None:
     except OSError as error:
         if error.errno in RACES:
             return None
-        if error.errno in {errno.EINVAL, errno.ENOTTY} and _is_before_5_8():
+        if (
+            error.errno in {errno.EINVAL, errno.ENOTTY}
+            and modules.kernel_version() < _CONFIGURE_SINCE
+        ):
             raise Unsupported(
                 f"make a loop device of {file}: the kernel {os.uname().release} is too"
                 " old, it takes 5.8"
@@ -118,21 +122,13 @@ def _free_number() -> int:
 def open_device(device: str, flags: int = os.O_RDONLY) -> int:
     """Open ``/dev/loopN``, whose node need not be there; `OSError` as it comes."""
     # Without devtmpfs, as in containers, no one makes the nodes of new devices.
-    with open(f"/sys/block/{device[5:]}/dev", encoding="ascii") as file:
-        major, minor = (int(number) for number in file.read().split(":"))
-    if not os.path.exists(device):
-        with contextlib.suppress(FileExistsError):
-            os.mknod(device, stat.S_IFBLK | 0o600, os.makedev(major, minor))
+    number = nodes.make(device[5:])
     descriptor = os.open(device, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if os.fstat(descriptor).st_rdev != os.makedev(major, minor):
+    if os.fstat(descriptor).st_rdev != number:
         os.close(descriptor)
-        raise OSError(errno.ENODEV, f"{device} is not the device {major}:{minor}")
+        numbers = f"{os.major(number)}:{os.minor(number)}"
+        raise OSError(errno.ENODEV, f"{device} is not the device {numbers}")
     return descriptor
-
-
-def _is_before_5_8() -> bool:
-    numbers = os.uname().release.split(".")
-    return (int(numbers[0]), int(numbers[1].partition("-")[0])) < (5, 8)
 
 
 def backed_by(descriptor: int) -> tuple[int, int] | None:

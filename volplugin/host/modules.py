@@ -1,6 +1,7 @@
-"""Modules of the kernel: loaded by modprobe(8) where they are not there yet."""
+"""The kernel's version, and its modules: loaded by modprobe(8) where they are not."""
 
 import os
+import re
 import threading
 from typing import Final
 
@@ -9,8 +10,16 @@ from volplugin.host import commands
 
 _LIMIT: Final = 20.0  # seconds; some look at the hardware first
 
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
+
 _failed: dict[str, str] = {}
 _lock = threading.Lock()
+
+
+def kernel_version() -> tuple[int, int]:
+    """Return the first two numbers of the running kernel's release."""
+    found = _VERSION.match(os.uname().release)
+    return (int(found[1]), int(found[2])) if found is not None else (0, 0)
 
 
 def load(name: str, *parameters: str) -> str | None:

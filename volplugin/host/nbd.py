@@ -64,15 +64,6 @@ def server_of(name: str) -> int | None:
         return None
 
 
-def size_of(name: str) -> int:
-    """Return the length of the device in bytes; 0 for one that has no server."""
-    try:
-        with open(f"/sys/block/{name}/size", encoding="ascii") as file:
-            return int(file.read()) * 512
-    except OSError:
-        return 0
-
-
 def is_served_by(name: str, pid: int) -> bool:
     """Tell whether the process ``pid``, or a thread of it, serves the device."""
     server = server_of(name)
@@ -87,7 +78,7 @@ def _names() -> list[str]:
 def _is_free(name: str) -> bool:
     # One whose server has died is still a mounted file system's, which would go on
     # with whatever image came next.
-    if server_of(name) is not None or size_of(name):
+    if server_of(name) is not None or nodes.size_of(name):
         return False
     nodes.ensure(name)
     return nodes.is_unclaimed(name)

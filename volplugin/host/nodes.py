@@ -18,16 +18,37 @@ def ensure(name: str) -> str:
     """
     path = f"/dev/{name}"
     try:
-        major, minor = (int(number) for number in number_of(name).split(":"))
-        if not os.path.exists(path):
-            with contextlib.suppress(FileExistsError):
-                os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(major, minor))
+        number = make(name)
         found = os.stat(path).st_rdev
     except OSError as error:
         raise from_os_error(error, f"make {path}") from error
-    if found != os.makedev(major, minor):
-        raise Unavailable(f"{path} is not the device {major}:{minor}: remove the file")
+    if found != number:
+        raise Unavailable(
+            f"{path} is not the device {number_of(name)}: remove the file"
+        )
     return path
+
+
+def make(name: str) -> int:
+    """Make the node of the device ``name`` if it is missing; `OSError` as it comes.
+
+    Return its number as of makedev(3): another's may be there instead.
+    """
+    major, minor = (int(number) for number in number_of(name).split(":"))
+    number = os.makedev(major, minor)
+    if not os.path.exists(f"/dev/{name}"):
+        with contextlib.suppress(FileExistsError):
+            os.mknod(f"/dev/{name}", stat.S_IFBLK | 0o600, number)
+    return number
+
+
+def size_of(name: str) -> int:
+    """Return the bytes of the block device ``name``; 0 where there is none."""
+    try:
+        with open(f"/sys/block/{name}/size", encoding="ascii") as file:
+            return int(file.read()) * 512  # sectors of 512 bytes on every disk
+    except OSError:
+        return 0
 
 
 def number_of(name: str) -> str:

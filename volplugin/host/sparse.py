@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from volplugin.errors import AlreadyExists, from_os_error
@@ -135,16 +136,26 @@ def _status(path: str) -> os.stat_result:
         raise from_os_error(error, f"look at {path}") from error
 
 
-def _copy_data(source: int, target: int, length: int) -> None:
-    offset = 0
-    while offset < length:
+def extents(descriptor: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each part of an open file that is no hole.
+
+    In the first ``length`` bytes; `OSError` as it comes.
+    """
+    end = 0
+    while end < length:
         try:
-            offset = os.lseek(source, offset, os.SEEK_DATA)
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # lseek(2): only a hole is left
                 return
             raise
-        end = os.lseek(source, offset, os.SEEK_HOLE)
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield begin, end
+
+
+def _copy_data(source: int, target: int, length: int) -> None:
+    for begin, end in extents(source, length):
+        offset = begin
         while offset < end:
             count = min(end - offset, _CHUNK)
             done = os.copy_file_range(source, target, count, offset, offset)

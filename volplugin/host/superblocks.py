@@ -14,9 +14,22 @@ _EXT4_MAGIC: Final = 0xEF53
 _EXT4_VALID, _EXT4_ERRORS = 1, 2
 _EXT4_RECOVER, _EXT4_64BIT = 4, 0x80
 
+_XFS_MAGIC: Final = b"XFSB"
 # xfs/xfs_fs.h, as encoded on x86, ARM and RISC-V: block size, and after seven more
 # numbers of 32 bits the number of data blocks.
 _XFS_GEOMETRY: Final = 2 << 30 | 112 << 16 | ord("X") << 8 | 100
+
+
+TELLING: Final = 4096
+"""The bytes at the begin of a file system that `kind_of` is told by."""
+
+
+def kind_of(begin: bytes) -> str | None:
+    """Return ``ext4`` or ``xfs`` by the first `TELLING` bytes; None for neither."""
+    if begin[:4] == _XFS_MAGIC:
+        return "xfs"
+    magic: int = struct.unpack_from("<H", begin, _SUPER_AT + 0x38)[0]
+    return "ext4" if magic == _EXT4_MAGIC else None
 
 
 def is_clean(image: str, kind: str) -> bool:
@@ -55,7 +68,7 @@ def size(image: str, kind: str) -> int:
     else:
         # struct xfs_dsb: magic, block size, number of data blocks.
         magic, block_size, count = struct.unpack(">4sIQ", _read(image, 0, 16))
-        if magic == b"XFSB":
+        if magic == _XFS_MAGIC:
             return int(block_size * count)
     raise Unavailable(f"there is no {kind} in {image}: restore it from a backup")
 

@@ -8,11 +8,12 @@ from typing import Final
 
 import attrs
 
-from volplugin.errors import InUse, InvalidArgument, Unavailable
+from volplugin.errors import InvalidArgument, Unavailable
 from volplugin.failpoints import hit
 from volplugin.host import filesystems, loops, mountinfo, mounts, paths, superblocks
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
+from volplugin.host.patience import outwait
 from volplugin.logs import log
 
 logger = logging.getLogger(__name__)
@@ -115,17 +116,7 @@ def clear(path: str, scratch: str) -> None:
 
 def unmount(scratch: str) -> None:
     """Unmount what is on a directory of ours, once others have left it."""
-    # An indexer or a `df` of the host may be in it for a moment.
-    end = time.monotonic() + _UNMOUNT_WAIT
-    while True:
-        try:
-            mounts.unmount(scratch)
-        except InUse:
-            if time.monotonic() > end:
-                raise
-            time.sleep(_PAUSE)
-        else:
-            return
+    outwait(lambda: mounts.unmount(scratch), _UNMOUNT_WAIT)
 
 
 def is_quiet(path: str) -> bool:

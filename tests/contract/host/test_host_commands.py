@@ -64,7 +64,7 @@ def test_no_space() -> None:
 )
 def test_missing(program: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing program is named with the package that has it."""
-    monkeypatch.setattr(commands, "_SEARCH", "/nowhere")
+    monkeypatch.setattr(commands, "SEARCH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unsupported, match=f"no program {program}: .*{package}"):
         commands.run([program], limit=1, doing="try")

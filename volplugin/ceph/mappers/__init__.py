@@ -43,6 +43,9 @@ class Target:
     encryption: str | None = None
     key_file: str | None = None
 
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.pool, self.namespace, self.image)))
+
 
 class Mapper(Protocol):
     """One way to map images; its state is in the kernel and in files, not in memory."""

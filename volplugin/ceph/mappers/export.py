@@ -24,7 +24,6 @@ import os
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
@@ -32,7 +31,6 @@ import attrs
 
 from volplugin.ceph.mappers import Target, growth, qemu
 from volplugin.errors import (
-    InUse,
     NotFound,
     Unavailable,
     Unsupported,
@@ -40,8 +38,9 @@ from volplugin.errors import (
     from_os_error,
 )
 from volplugin.failpoints import hit
-from volplugin.host import daemons, loops, mountinfo, mounts, paths
+from volplugin.host import daemons, loops, mountinfo, mounts, nodes, paths
 from volplugin.host.mountinfo import Mount
+from volplugin.host.patience import outwait
 from volplugin.logs import log
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ logger = logging.getLogger(__name__)
 _DISK: Final = "disk-"
 _GRACE: Final = 5.0  # seconds for what waits for the cluster, before it is ended
 _UNMOUNT_WAIT: Final = 5.0  # seconds for others to leave the export
-_PAUSE: Final = 0.01
 
 
 @attrs.frozen
@@ -231,9 +229,8 @@ def _suits(loop: _Loop, target: Target) -> bool:
 
 def _number(device: str) -> str | None:
     try:
-        with open(f"/sys/block/{device[5:]}/dev", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
+        return nodes.number_of(device[5:])
+    except OSError:  # it has just gone
         return None
 
 
@@ -256,14 +253,12 @@ def _unless_stuck(record: str) -> Iterator[None]:
 
 def _unmount(disk: str) -> None:
     """Unmount what a daemon that was killed left, once others have left it."""
-    end = time.monotonic() + _UNMOUNT_WAIT
-    while mountinfo.at(disk, mountinfo.read()) is not None:
-        try:
+
+    def unmount() -> None:
+        while mountinfo.at(disk, mountinfo.read()) is not None:
             mounts.unmount(disk)
-        except InUse:
-            if time.monotonic() > end:
-                raise
-            time.sleep(_PAUSE)
+
+    outwait(unmount, _UNMOUNT_WAIT)
 
 
 def _write(path: str, text: str) -> None:

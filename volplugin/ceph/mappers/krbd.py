@@ -12,7 +12,8 @@ import re
 import time
 from typing import ClassVar, Final
 
-from volplugin.ceph.mappers import Target, settings
+from volplugin.ceph import settings
+from volplugin.ceph.mappers import Target
 from volplugin.errors import (
     InUse,
     NotFound,
@@ -22,7 +23,7 @@ from volplugin.errors import (
     from_os_error,
 )
 from volplugin.failpoints import hit
-from volplugin.host import keys, nodes, rbdbus
+from volplugin.host import keys, modules, nodes, rbdbus
 from volplugin.host.mountinfo import Mount
 
 _V2_SINCE: Final = (5, 11)  # Linux that speaks messenger 2
@@ -91,7 +92,7 @@ class Krbd:
     def grow(self, target: Target) -> None:
         """Let the device show the length of the image."""
         found = self._devices(target)
-        doing = f"take on the new size of {_named(target)}"
+        doing = f"take on the new size of {target}"
         if not found:
             raise NotFound(f"{doing}: it is not mapped")
         try:
@@ -150,7 +151,9 @@ class Krbd:
 
 def _reached(target: Target, said: settings.Settings) -> tuple[list[str], list[str]]:
     """Return the monitors' addresses, and the options that go with them."""
-    if _kernel() >= _V2_SINCE and (found := settings.monitors(said, "v2")):
+    if modules.kernel_version() >= _V2_SINCE and (
+        found := settings.monitors(said, "v2")
+    ):
         # Else encrypted, where the cluster wants that.
         return found, ["ms_mode=prefer-crc"]
     if found := settings.monitors(said, "v1"):
@@ -159,11 +162,6 @@ def _reached(target: Target, said: settings.Settings) -> tuple[list[str], list[s
         f"{_doing(target)}: {target.access.conf} has no `mon host` that the kernel"
         f" {os.uname().release} can speak to: {said.mon_host!r}"
     )
-
-
-def _kernel() -> tuple[int, int]:
-    numbers = os.uname().release.split(".")
-    return int(numbers[0]), int(re.match(r"\d+", numbers[1])[0])  # type: ignore[index]
 
 
 def _refused(error: OSError, target: Target) -> VolpluginError:
@@ -222,9 +220,5 @@ def _wait_until_gone(device: rbdbus.Device) -> None:
         time.sleep(_PAUSE)
 
 
-def _named(target: Target) -> str:
-    return "/".join(filter(None, (target.pool, target.namespace, target.image)))
-
-
 def _doing(target: Target) -> str:
-    return f"map {_named(target)}"
+    return f"map {target}"

@@ -30,7 +30,7 @@ from volplugin.errors import (
     from_os_error,
 )
 from volplugin.failpoints import hit
-from volplugin.host import daemons, nbd, nodes, processes
+from volplugin.host import commands, daemons, nbd, nodes, processes
 from volplugin.host.mountinfo import Mount
 
 _PROGRAM: Final = "rbd-nbd"
@@ -66,7 +66,7 @@ class RbdNbd:
 
     def problem(self) -> str | None:
         """Say why this host has not what it takes; None if it has."""
-        if daemons.program(_PROGRAM) is None:
+        if commands.find(_PROGRAM) is None:
             return f"there is no program {_PROGRAM}: install Debian's package rbd-nbd"
         return nbd.problem()
 
@@ -147,12 +147,12 @@ class RbdNbd:
     def grow(self, target: Target) -> None:
         """Wait until the device shows the length of the image: the helper is told."""
         device = self.find(target)
-        doing = f"take on the new size of {_named(target)}"
+        doing = f"take on the new size of {target}"
         if device is None:
             raise NotFound(f"{doing}: it is not mapped")
         size = _size(target)
         end = time.monotonic() + target.access.timeout
-        while nbd.size_of(os.path.basename(device)) < size:
+        while nodes.size_of(os.path.basename(device)) < size:
             if time.monotonic() > end:
                 raise Unavailable(f"{doing}: {device} does not show it; try again")
             time.sleep(_PAUSE)
@@ -231,7 +231,7 @@ class RbdNbd:
             return (
                 helper is not None
                 and nbd.is_served_by(device, helper.pid)
-                and nbd.size_of(device) > 0
+                and nodes.size_of(device) > 0
             )
 
         return daemons.start(
@@ -262,7 +262,7 @@ def _words(target: Target, device: str) -> list[str]:
     if target.encryption is not None and target.key_file is not None:
         words += ["--encryption-format", target.encryption]
         words += ["--encryption-passphrase-file", target.key_file]
-    return [*words, "map", _named(target)]
+    return [*words, "map", str(target)]
 
 
 def _size(target: Target) -> int:
@@ -305,9 +305,5 @@ def _ends_with_newline(file: str) -> bool:
         return False
 
 
-def _named(target: Target) -> str:
-    return "/".join(filter(None, (target.pool, target.namespace, target.image)))
-
-
 def _doing(target: Target) -> str:
-    return f"map {_named(target)}"
+    return f"map {target}"

@@ -16,7 +16,7 @@ from volplugin.errors import (
     Unsupported,
     VolpluginError,
 )
-from volplugin.host import commands, daemons
+from volplugin.host import commands
 
 PROGRAM: Final = "qemu-storage-daemon"
 
@@ -45,7 +45,7 @@ _PROBE: Final = 10.0  # seconds
 
 def problem() -> str | None:
     """Say what is missing on this host; None if nothing is."""
-    if daemons.program(PROGRAM) is None:
+    if commands.find(PROGRAM) is None:
         return (
             f"there is no program {PROGRAM}: install Debian's packages"
             " qemu-system-common and qemu-block-extra"

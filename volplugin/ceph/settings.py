@@ -85,7 +85,7 @@ def monitors(settings: Settings, protocol: str) -> list[str]:
 
 
 def secret(access: "Access", settings: Settings) -> bytes:
-    """Return the user's key, as cephx has it. Raise `Unavailable` where there is none.
+    """Return the user's key as cephx has it. Raise `Unavailable` where there is none.
 
     It is read each time: who may read the file is not to be remembered.
     """
