@@ -14,7 +14,7 @@ import attrs
 from volplugin.backends import Backend
 from volplugin.catalog import Catalog
 from volplugin.drivers.driver import Shares
-from volplugin.errors import InvalidArgument
+from volplugin.errors import InUse, InvalidArgument
 from volplugin.logs import log
 from volplugin.model import State, Volume
 from volplugin.store.store import DropVolume, PutVolume
@@ -56,8 +56,7 @@ class Sharing:
             if found is None or found.id != before or found.state is not State.CREATING:
                 begun = time.monotonic()
             elif time.monotonic() - begun > UNFINISHED_LIMIT:
-                await self._clear_away(backend, found)
-                found = None
+                found = await self._clear_away(backend, found)
         await self._take(backend, name, found)
 
     async def find_whole(self, backend: Backend, volume: Volume) -> Volume | None:
@@ -82,7 +81,12 @@ class Sharing:
         found: Volume | None = await backend.run(driver.find, name)
         return found
 
-    async def _clear_away(self, backend: Backend, volume: Volume) -> None:
+    async def _clear_away(self, backend: Backend, volume: Volume) -> Volume | None:
+        """Remove what is half made; return the volume if it was finished just now."""
+        try:
+            await backend.run(backend.driver.remove, self._catalog.spec(volume))
+        except InUse:
+            return await self._find(backend, volume.name)
         log(
             logger,
             logging.WARNING,
@@ -90,7 +94,7 @@ class Sharing:
             volume=volume.name,
             backend=backend.name,
         )
-        await backend.run(backend.driver.remove, self._catalog.spec(volume))
+        return None
 
     async def refresh(self, backend: Backend, name: str) -> None:
         """Make what the store has of ``name`` what the cluster of ``backend`` says.

@@ -437,6 +437,17 @@ def test_remove_while_another_host_has_it(hosts: Hosts) -> None:
     assert one.left() == []
 
 
+def test_finished_while_it_is_taken_away(hosts: Hosts) -> None:
+    """What its maker finishes is not taken for left behind; the maker may undo it."""
+    maker, other = hosts("a"), hosts("b")
+    half_made = in_state(maker.made("v"), State.CREATING)
+    with pytest.raises(InUse, match="another host has made v"):
+        other.driver.remove(half_made)
+    assert other.driver.find("v") is not None
+    maker.driver.remove(half_made)
+    assert maker.driver.find("v") is None
+
+
 def test_take_over(hosts: Hosts) -> None:
     """A host that died is dropped by a takeover, and kept from writing if it lives."""
     one, two = hosts("a"), hosts("b")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from rbd_cases import HostCase, Hosts
+from rbd_cases import HostCase, Hosts, in_state
 from support.ceph import Ceph
 from support.wait import eventually
 
@@ -353,6 +353,19 @@ def test_left_by_dead_host(hosts: Hosts, step: str) -> None:
     spec = host.spec("v", size="16M")
     eventually(lambda: is_made(host, spec), "its watcher is forgotten", seconds=60)
     host.driver.attach(host.ready(spec))
+
+
+def test_finished_while_it_is_taken_away(hosts: Hosts) -> None:
+    """What its maker finishes is not taken for left behind; the maker may undo it."""
+    maker, other = hosts("a"), hosts("b")
+    spec = maker.make("v")
+    half_made = in_state(spec, State.CREATING)
+    with pytest.raises(InUse, match="another host has made v"):
+        other.driver.remove(half_made)
+    other.driver.attach(other.found("v"))
+    other.driver.detach(other.found("v"))
+    maker.driver.remove(half_made)
+    assert maker.driver.find("v") is None
 
 
 def is_made(host: HostCase, spec: Any) -> bool:

@@ -221,6 +221,26 @@ def test_what_a_dead_maker_left_is_taken_away(
     assert "taken away" in caplog.text
 
 
+def test_a_maker_that_finishes_in_the_end_keeps_its_volume(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made just when it is to be taken away is the volume of that name."""
+    monkeypatch.setattr(sharing, "UNFINISHED_LIMIT", 0.2)
+
+    async def test(world: World) -> None:
+        world.cluster.put(made("v", state=State.CREATING))
+        world.cluster.errors["remove", "v"] = InUse("another host has made v")
+        host = world.host("a")
+        with world.cluster.holding("remove"):
+            task = asyncio.create_task(host.create("v"))
+            await until(lambda: world.cluster.count("remove", "v") == 1)
+            world.cluster.put(made("v"))
+        await task
+        assert host.id("v") == "theirs"
+
+    run(test)
+
+
 def test_makers_that_follow_each_other_have_the_whole_limit(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

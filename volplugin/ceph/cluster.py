@@ -260,6 +260,9 @@ def _connect(access: Access) -> _Connection:
         "client_mount_timeout": limit,
         "rados_mon_op_timeout": limit,
         "rados_osd_op_timeout": limit,
+        # Clones need no protected snapshots then, also where the cluster still lets
+        # clients from before Mimic (2018) in; those can't open such clones.
+        "rbd_default_clone_format": "2",
         # Our log has lines of its own form.
         "log_to_stderr": "false",
         "err_to_stderr": "false",

@@ -114,10 +114,13 @@ class Records:
     def begin_removal(self, volume: Volume) -> None:
         """Take the volume from all hosts; raise `InUse` naming those that have it.
 
+        Raise it also where this is to undo what another host was making, and has made.
         No effect on what is not there, or is another volume.
         """
 
         def change(shared: Shared) -> Shared:
+            if shared.was_finished_for(self._host, volume):
+                raise InUse(f"another host has made {volume.name}")
             others = self._others(shared)
             if others and shared.volume.state is State.READY:
                 raise InUse(

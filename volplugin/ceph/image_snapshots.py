@@ -63,11 +63,10 @@ def snapshots(images: Images, image: Image) -> list[ImageSnapshot]:
         return [each for each in _all(handle) if _is_users(each.name)]
 
 
-def take(images: Images, image: Image, name: str, *, protect: bool = False) -> None:
+def take(images: Images, image: Image, name: str) -> None:
     """Make a snapshot, also while another client has the image open.
 
-    With ``protect`` it can be cloned on any cluster. Raise `AlreadyExists` for a name
-    that is taken.
+    Raise `AlreadyExists` for a name that is taken.
     """
     with images.opened(image, f"take snapshot {image}@{name}") as handle:
         if name in {each.name for each in _all(handle)}:
@@ -76,10 +75,6 @@ def take(images: Images, image: Image, name: str, *, protect: bool = False) -> N
                 " name"
             )
         handle.create_snap(name)
-        if protect:
-            # By the same handle: librbd 16 was seen to abort when an image that another
-            # client has mapped is opened to write again right after a snapshot.
-            handle.protect_snap(name)
 
 
 def drop(images: Images, image: Image, name: str) -> None:
@@ -141,32 +136,22 @@ def clone(images: Images, origin: Origin, image: Image, shape: Shape) -> None:
     """
     rbd = load("rbd")
     doing = f"clone {origin.image}@{origin.snapshot}"
-
-    def make() -> None:
-        with (
-            images.pool(origin.image.pool, doing) as theirs,
-            images.cluster.io(image.pool, images.namespace) as ours,
-        ):
-            rbd.RBD().clone(
-                theirs,
-                origin.image.name,
-                origin.snapshot,
-                ours,
-                image.name,
-                features=feature_bits(shape.features) | rbd.RBD_FEATURE_LAYERING,
-                order=shape.object_size.bit_length() - 1,
-                data_pool=shape.data_pool,
-            )
-
-    try:
-        make()
-    except InvalidArgument:
-        # A cluster that still lets clients from before Mimic in makes clones of
-        # protected snapshots alone; the others need no protection.
-        with images.opened(origin.image, doing) as handle:
-            if not handle.is_protected_snap(origin.snapshot):
-                handle.protect_snap(origin.snapshot)
-        make()
+    # The snapshot needs no protection, see `cluster`: librbd 16 was seen to abort when
+    # an image that is mapped elsewhere was opened to write right after a snapshot.
+    with (
+        images.pool(origin.image.pool, doing) as theirs,
+        images.cluster.io(image.pool, images.namespace) as ours,
+    ):
+        rbd.RBD().clone(
+            theirs,
+            origin.image.name,
+            origin.snapshot,
+            ours,
+            image.name,
+            features=feature_bits(shape.features) | rbd.RBD_FEATURE_LAYERING,
+            order=shape.object_size.bit_length() - 1,
+            data_pool=shape.data_pool,
+        )
 
 
 def origin_of(images: Images, image: Image) -> Origin | None:

@@ -11,7 +11,7 @@ import attrs
 from cattrs.preconf.json import make_converter
 
 from volplugin.errors import InvalidArgument, Unavailable, Unsupported
-from volplugin.model import Volume
+from volplugin.model import State, Volume
 
 SIZE_LIMIT: Final = 16 << 10  # bytes; one read gets the whole
 
@@ -60,6 +60,15 @@ class Shared:
     maker: str = ""
     taken_by: str = ""
     version: int = attrs.field(default=0, eq=False)
+
+    def was_finished_for(self, host: str, volume: Volume) -> bool:
+        """Tell whether what is *creating* in the eyes of ``host`` is another's by now.
+
+        To undo it would then take a whole volume away. What a host has finished itself
+        is its own to undo.
+        """
+        is_made = self.volume.state is not State.CREATING
+        return volume.state is State.CREATING and is_made and self.maker != host
 
 
 def encode(shared: Shared) -> bytes:

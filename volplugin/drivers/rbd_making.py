@@ -192,7 +192,7 @@ class Maker:
             if mountpoint is not None:
                 filesystems.sync(mountpoint)
             with contextlib.suppress(AlreadyExists):  # from an earlier call
-                image_snapshots.take(self._images, theirs.place, snapshot, protect=True)
+                image_snapshots.take(self._images, theirs.place, snapshot)
         hit("rbd.snapshot")
         origin = CloneOf(image=theirs.place, snapshot=snapshot)
         shape = self._shape(spec, notes)
@@ -274,7 +274,8 @@ class Maker:
     def _mark_removing(self, volume: Volume, only_if: State | None) -> bool:
         """Write the intent to remove; return whether there is a record to carry it.
 
-        Raise `InUse` where its state is another than ``only_if`` by now.
+        Raise `InUse` where its state is another than ``only_if`` by now, or where this
+        is to undo what another host was making, and has made.
         """
         me = self._me()
         stale: list[str] = []
@@ -283,7 +284,8 @@ class Maker:
             others = [each for each in shared.holders if each.identity != me.identity]
             if others:
                 raise InUse(_held_by(others))
-            if only_if not in {None, shared.volume.state}:
+            is_other = only_if not in {None, shared.volume.state}
+            if is_other or shared.was_finished_for(me.host, volume):
                 raise InUse(f"another host has made {volume.name}")
             stale.extend(
                 address for each in shared.holders for address in each.addresses
