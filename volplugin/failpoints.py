@@ -41,6 +41,7 @@ NAMES: Final = frozenset(
         "core.recover.remove",
         "core.recover.mounts",
         "export.daemon",
+        "export.open",
         "export.loop",
         "export.device",
         "export.clear",

@@ -83,6 +83,12 @@ class HostCase:
         }
         parsed = self.parsed(raw)
         volume_id = f"{next(_numbers):032x}"[::-1]
+        source = None
+        if parsed.source is not None:
+            origin, _, snapshot = parsed.source.partition("@")
+            source = self.driver.find(origin)
+        if source is not None:
+            self.driver.plan_clone(self.spec_of(source), snapshot or None, parsed)
         plan = self.driver.plan(name, volume_id, parsed)
         volume = Volume(
             name=name,
@@ -94,9 +100,6 @@ class HostCase:
             mountpoint=plan.mountpoint,
             created_at=created_at or now(),
         )
-        source = None
-        if parsed.source is not None:
-            source = self.driver.find(parsed.source.partition("@")[0])
         return attrs.evolve(self.spec_of(volume), source=source)
 
     def spec_of(self, volume: Volume) -> Spec:

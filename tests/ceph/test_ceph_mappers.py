@@ -358,16 +358,16 @@ def test_a_long_place(lab: Bench) -> None:
 def test_choice(lab: Bench) -> None:
     """The mapper that is asked for is taken, or the first that works."""
     target = lab.image()
-    place = str(lab.place)
-    assert choose(place, lab.name, target).name == lab.name
-    assert choose(place, None, target).name == names()[0]
+    known = mappers(str(lab.place))
+    assert choose(known, lab.name, target).name == lab.name
+    assert choose(known, None, target).name == names()[0]
     with pytest.raises(InvalidArgument, match=r"no mapper 'krdb'.*krbd, rbd-nbd, qemu"):
-        choose(place, "krdb", target)
+        choose(known, "krdb", target)
     for name in NAMES:
-        problem = mappers(place)[name].problem()
+        problem = known[name].problem()
         if problem is not None:
             with pytest.raises(Unsupported) as told:
-                choose(place, name, target)
+                choose(known, name, target)
             assert f"{name}: {problem}" in str(told.value)
 
 

@@ -9,6 +9,7 @@ import collections
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import attrs
@@ -60,12 +61,18 @@ def make(
     sparse.remove(scratch)
     try:
         sparse.create(scratch, shape.size, prealloc=False)
-        filesystems.make(
-            scratch, contents.kind, label=contents.label, options=contents.options
-        )
-        hit("rbd.mkfs")
-        images.create(image, shape)
-        hit("rbd.image")
+        with ThreadPoolExecutor(1) as beside:
+            formatted = beside.submit(
+                filesystems.make,
+                scratch,
+                contents.kind,
+                label=contents.label,
+                options=contents.options,
+            )
+            images.create(image, shape)
+            hit("rbd.image")
+            formatted.result()
+            hit("rbd.mkfs")
         images.write_through()
         with images.opened(image, f"fill image {image}") as handle:
             handle.metadata_set(OWNER, owner.decode())

@@ -129,17 +129,20 @@ class Images:
         """
         self.cluster.rados().conf_set("rbd_cache", "false")
 
+    @contextlib.contextmanager
+    def view(self, image: Image) -> Iterator["View"]:
+        """Yield the image open to be looked at, as often as one likes. No effect.
+
+        Opening takes longer than all the looks. Raise `NotFound` where it is missing.
+        """
+        with self.opened(image, f"look at image {image}", read_only=True) as handle:
+            yield View(self, image, handle)
+
     def describe(self, image: Image) -> Description | None:
         """Return what the image tells, or None if it is missing. No effect."""
         try:
-            with self.opened(image, f"look at image {image}", read_only=True) as handle:
-                return Description(
-                    id=handle.id(),
-                    size=handle.size(),
-                    owner=_owner(handle),
-                    watchers=self._foreign(handle),
-                    is_clone=_is_clone(handle),
-                )
+            with self.view(image) as view:
+                return view.describe()
         except NotFound:
             return None
 
@@ -148,10 +151,9 @@ class Images:
 
         A missing image has none.
         """
-        doing = f"ask who has image {image}"
         try:
-            with self.opened(image, doing, read_only=True) as handle:
-                return self._foreign(handle)
+            with self.view(image) as view:
+                return view.watchers()
         except NotFound:
             return ()
 
@@ -230,10 +232,40 @@ class Images:
             with contextlib.suppress(load("rados").ObjectNotFound):
                 context.remove_object(f"rbd_id.{image.name}")
 
-    def _foreign(self, handle: Any) -> tuple[str, ...]:
-        ours = self.cluster.addresses()
-        found = {watcher["addr"] for watcher in handle.watchers_list()}
-        return tuple(sorted(found - ours))
+
+class View:
+    """An image that is open to be looked at; each look asks the cluster."""
+
+    def __init__(self, images: Images, image: Image, handle: Any) -> None:
+        self._cluster = images.cluster
+        self._image = image
+        self._handle = handle
+
+    @property
+    def id(self) -> str:
+        """RBD's own name of the image, which no other ever has."""
+        found: str = self._handle.id()
+        return found
+
+    def describe(self) -> Description:
+        """Return what the image tells; its size is that from when it was opened."""
+        return Description(
+            id=self.id,
+            size=self._handle.size(),
+            owner=_owner(self._handle),
+            watchers=self.watchers(),
+            is_clone=_is_clone(self._handle),
+        )
+
+    def watchers(self) -> tuple[str, ...]:
+        """Return as `Images.watchers`; an image that was deleted meanwhile has none."""
+        doing = f"ask who has image {self._image}"
+        try:
+            with self._cluster.errors(doing), _of_images(doing):
+                found = {each["addr"] for each in self._handle.watchers_list()}
+        except NotFound:
+            return ()
+        return tuple(sorted(found - self._cluster.addresses()))
 
 
 @contextlib.contextmanager

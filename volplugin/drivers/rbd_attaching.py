@@ -6,15 +6,17 @@ file system checked and mounted. Detach goes the other way. Each step can be rep
 and what a death left of a mapping is taken away before there is a new one.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, cast
 
 import attrs
 
 from volplugin.ceph.holding import Conflict, Holding
-from volplugin.ceph.images import Images
+from volplugin.ceph.images import Images, View
 from volplugin.ceph.mappers import Mapper, Target, choose, mappers
 from volplugin.ceph.registry import Registry, Shared
 from volplugin.drivers import mountpoints, rbd_roots
@@ -58,7 +60,6 @@ class Attacher:
         self._images = images
         self._registry = registry
         self._holding = holding
-        self._place = place
         self._mappers = mappers(place)
 
     def attach(self, spec: Spec, make_mountpoint: Callable[[], None]) -> Shared:
@@ -73,18 +74,23 @@ class Attacher:
         if mapper is not None:
             return self._require_ours(volume, notes, mapper)
         shared = self._current(volume)
-        self._require_image(notes)
         if not mountpoints.require_ready(spec, table):
             make_mountpoint()
         secret_of(notes)
         target = self.target(volume.id, notes)
         # Before the volume is held: what a death left would pass for a stranger.
         reusable = self._clear(target, shared)
-        chosen = reusable or choose(self._place, self._wanted(), target)
+        chosen = reusable or choose(self._mappers, self._wanted(), target)
         try:
-            shared = self._hold(spec, notes)
-            hit("rbd.hold")
-            return self._map_and_mount(spec, notes, chosen, shared)
+            # A program takes as long to start as the cluster to answer.
+            with ThreadPoolExecutor(1) as beside:
+                ready = None if reusable else beside.submit(chosen.prepare, target)
+                with self._opened(notes) as view:
+                    shared = self._hold(spec, notes, view)
+                    hit("rbd.hold")
+                    if ready is not None:
+                        ready.result()
+                    return self._map_and_mount(spec, notes, chosen, shared, view)
         except BaseException:
             self._take_back(volume, notes)
             raise
@@ -158,19 +164,23 @@ class Attacher:
             )
         return shared
 
-    def _require_image(self, notes: Notes) -> None:
-        found = self._images.describe(notes.place)
-        if found is None:
-            raise Unavailable(
-                f"image {notes.place} is missing: restore it from the trash (`rbd trash"
-                " restore`) or a backup, or remove the volume"
-            )
-        if notes.image_id and found.id != notes.image_id:
-            raise Unavailable(
-                f"image {notes.place} is another one than the volume was made of"
-            )
+    @contextlib.contextmanager
+    def _opened(self, notes: Notes) -> Iterator[View]:
+        with contextlib.ExitStack() as stack:
+            try:
+                view = stack.enter_context(self._images.view(notes.place))
+            except NotFound as error:
+                raise Unavailable(
+                    f"image {notes.place} is missing: restore it from the trash (`rbd"
+                    " trash restore`) or a backup, or remove the volume"
+                ) from error
+            if notes.image_id and view.id != notes.image_id:
+                raise Unavailable(
+                    f"image {notes.place} is another one than the volume was made of"
+                )
+            yield view
 
-    def _hold(self, spec: Spec, notes: Notes) -> Shared:
+    def _hold(self, spec: Spec, notes: Notes, view: View) -> Shared:
         volume = spec.volume
         conflict = spec.options.on_conflict or self._config.on_conflict
         shared = self._holding().hold(
@@ -178,7 +188,7 @@ class Attacher:
             volume.id,
             access=notes.access,
             conflict=cast(Conflict, conflict),
-            watchers=lambda: self._images.watchers(notes.place),
+            watchers=view.watchers,
             limit=self._config.wait_limit,
         )
         if shared.volume.state is not State.READY:
@@ -187,15 +197,13 @@ class Attacher:
         return shared
 
     def _map_and_mount(
-        self, spec: Spec, notes: Notes, mapper: Mapper, shared: Shared
+        self, spec: Spec, notes: Notes, mapper: Mapper, shared: Shared, view: View
     ) -> Shared:
         volume = spec.volume
         target = self.target(volume.id, notes)
         device = mapper.map(target)
         hit("rbd.mapped")
-        shared = self._holding().note_addresses(
-            volume.name, volume.id, self._images.watchers(notes.place)
-        )
+        shared = self._holding().note_addresses(volume.name, volume.id, view.watchers())
         hit("rbd.noted")
         is_clean = superblocks.is_clean(device, notes.fs)
         if not notes.is_read_only:

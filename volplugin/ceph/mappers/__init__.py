@@ -62,6 +62,13 @@ class Mapper(Protocol):
     def supports(self, target: Target) -> str | None:
         """Say why this mapper can't map ``target``; None if it can. No I/O."""
 
+    def prepare(self, target: Target) -> None:
+        """Do what of `map` takes time and needs no cluster, ahead of it. Idempotent.
+
+        To be called while nothing is mapped, and not beside other calls for the key.
+        `unmap` takes it back. Errors as of `map`.
+        """
+
     def map(self, target: Target) -> str:
         """Map the image and return its device, ``/dev/…``, that is ready for use.
 
@@ -129,13 +136,12 @@ def mappers(place: str) -> Mapping[str, Mapper]:
     return made
 
 
-def choose(place: str, wanted: str | None, target: Target) -> Mapper:
-    """Return the mapper ``wanted``, or the first that can map ``target`` here.
+def choose(known: Mapping[str, Mapper], wanted: str | None, target: Target) -> Mapper:
+    """Return the mapper ``wanted`` of ``known``, or the first that can map ``target``.
 
     Raise `Unsupported` with what is wrong with it, or with each of them, and
     `InvalidArgument` for a name that no mapper has.
     """
-    known = mappers(place)
     if wanted is not None and wanted not in known:
         raise InvalidArgument(
             f"there is no mapper {wanted!r}{nearest(wanted, NAMES)};"
@@ -147,7 +153,4 @@ def choose(place: str, wanted: str | None, target: Target) -> Mapper:
         if problem is None:
             return known[name]
         problems.append(f"{name}: {problem}")
-    raise Unsupported(
-        f"no way to map {target.pool}/{target.image} on this host: "
-        + "; ".join(problems)
-    )
+    raise Unsupported(f"no way to map {target} on this host: " + "; ".join(problems))

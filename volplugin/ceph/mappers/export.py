@@ -10,7 +10,8 @@ It takes neither a kernel module of RBD's nor one of NBD's. A folder for each ma
 - ``device``, the loop device and its `loops.sequence`: a daemon that is ended by
   someone else detaches its mount, and the loop device's file has no path then.
 - ``pid``, the daemon's record (`daemons`), ``ready``, which the daemon makes when it
-  serves, ``log``, and ``monitor``, its socket.
+  listens, ``log``, and ``monitor``, its socket, by which it is told of the image: so it
+  can be started while the cluster is still asked for other things.
 - ``conf``, the configuration of the daemon's RADOS client. No key is in it that was not
   in the one it is a copy of.
 
@@ -30,6 +31,7 @@ from typing import ClassVar, Final
 import attrs
 
 from volplugin.ceph.mappers import Target, growth, qemu
+from volplugin.ceph.mappers.qmp import monitor
 from volplugin.errors import (
     NotFound,
     Unavailable,
@@ -46,6 +48,7 @@ from volplugin.logs import log
 logger = logging.getLogger(__name__)
 
 _DISK: Final = "disk-"
+_START_WAIT: Final = 10.0  # seconds for a daemon to start
 _GRACE: Final = 5.0  # seconds for what waits for the cluster, before it is ended
 _UNMOUNT_WAIT: Final = 5.0  # seconds for others to leave the export
 
@@ -108,6 +111,7 @@ class QemuExport:
 
     def __init__(self, place: str) -> None:
         self._place = place
+        self._prepared: set[str] = set()  # keys, whose daemons are of this life
 
     def problem(self) -> str | None:
         """Say which program or device is missing, and whose package has it."""
@@ -117,30 +121,36 @@ class QemuExport:
         """Take every image, if what is said of its encryption is whole."""
         return qemu.objection(target)
 
-    def map(self, target: Target) -> str:
-        """Start the daemon, and make a loop device of its export."""
+    def prepare(self, target: Target) -> None:
+        """Start the daemon, which serves nothing yet."""
         objection = qemu.objection(target)
         if objection is not None:
-            raise Unsupported(f"map {target.pool}/{target.image}: {objection}")
+            raise Unsupported(f"map {target}: {objection}")
+        folder = self._folder(target)
+        if target.key in self._prepared and daemons.find(folder.record):
+            return
+        self.unmap(target)
+        with self._or_unmap(target):
+            paths.make_directories(self._place, 0o700)
+            paths.make_directory(folder.path, 0o700)
+            _start(target, folder)
+            self._prepared.add(target.key)
+
+    def map(self, target: Target) -> str:
+        """Have the daemon export the image, and make a loop device of that."""
         folder = self._folder(target)
         for loop in folder.loops():
             if daemons.find(folder.record) and _suits(loop, target):
                 return loop.device
-        self.unmap(target)
-        paths.make_directories(self._place, 0o700)
-        paths.make_directory(folder.path, 0o700)
-        try:
-            device = _map(target, folder)
-        except BaseException:
-            # The error is the one to tell; what is left is taken away by the next call.
-            with contextlib.suppress(VolpluginError):
-                self.unmap(target)
-            raise
-        return device
+        self.prepare(target)
+        self._prepared.discard(target.key)
+        with self._or_unmap(target):
+            return _map(target, folder)
 
     def unmap(self, target: Target) -> None:
         """Clear the loop device, end the daemon, unmount what it left."""
         folder = self._folder(target)
+        self._prepared.discard(target.key)
         if paths.identity(folder.path) is None:
             return
         hit("export.clear")
@@ -188,26 +198,55 @@ class QemuExport:
         folder = self._folder(target)
         return daemons.find(folder.record) is not None and bool(folder.loops())
 
+    @contextlib.contextmanager
+    def _or_unmap(self, target: Target) -> Iterator[None]:
+        """Take away what the block has made, if it fails."""
+        try:
+            yield
+        except BaseException:
+            # The error is the one to tell; what is left is taken away by the next call.
+            with contextlib.suppress(VolpluginError):
+                self.unmap(target)
+            raise
+
     def _folder(self, target: Target) -> _Folder:
         return _Folder(os.path.join(self._place, target.key))
+
+
+def _start(target: Target, folder: _Folder) -> None:
+    """Start the daemon; return once it can open images."""
+    hit("export.daemon")
+    ready = folder.file(qemu.READY)
+    daemons.start(
+        qemu.words(target, folder.path),
+        record=folder.record,
+        log=folder.file("log"),
+        folder=folder.path,
+        ready=lambda: os.path.exists(ready),
+        limit=_START_WAIT,
+        doing=f"map {target}",
+        failed=lambda said: qemu.failure(target, said),
+    )
+    # Fails for its configuration, when librbd and what that needs have been loaded,
+    # which takes as long as to open an image.
+    with (
+        contextlib.suppress(Unavailable),
+        monitor(folder.file(qemu.MONITOR), limit=_START_WAIT) as daemon,
+    ):
+        daemon.run("blockdev-add", **qemu.NO_IMAGE)
 
 
 def _map(target: Target, folder: _Folder) -> str:
     disk = folder.file(f"{_DISK}{secrets.token_hex(4)}")
     _write(folder.file(qemu.CONF), qemu.configuration(target.access))
     _write(disk, "")
-    hit("export.daemon")
-    ready = folder.file(qemu.READY)
-    daemons.start(
-        qemu.words(target, disk, folder.path),
-        record=folder.record,
-        log=folder.file("log"),
-        folder=folder.path,
-        ready=lambda: os.path.exists(ready),
-        limit=qemu.limit(target),
-        doing=f"map {target.pool}/{target.image}",
-        failed=lambda said: qemu.failure(target, said),
-    )
+    hit("export.open")
+    with monitor(folder.file(qemu.MONITOR), limit=qemu.limit(target)) as daemon:
+        try:
+            for command, arguments in qemu.requests(target, disk, folder.path):
+                daemon.run(command, **arguments)
+        except Unavailable as error:
+            raise qemu.failure(target, str(error)) from error
     # A loop device of the empty file below would take writes, and keep none.
     found = mountinfo.at(disk, mountinfo.read())
     if found is None or not found.kind.startswith("fuse"):

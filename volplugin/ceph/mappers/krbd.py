@@ -59,6 +59,9 @@ class Krbd:
                 return f"the kernel's client takes no option with {word!r}"
         return None
 
+    def prepare(self, target: Target) -> None:
+        """Do nothing: all that takes time needs the cluster."""
+
     def map(self, target: Target) -> str:
         """Map the image; see the contract."""
         found = self._devices(target)

@@ -82,6 +82,9 @@ class RbdNbd:
             )
         return None
 
+    def prepare(self, target: Target) -> None:
+        """Do nothing: all that takes time needs the cluster."""
+
     def map(self, target: Target) -> str:
         """Map the image; see the contract."""
         mapping = self._mapping(target)

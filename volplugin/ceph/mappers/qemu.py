@@ -3,7 +3,9 @@
 import glob
 import json
 import os
-from collections.abc import Mapping
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from volplugin.ceph.cluster import Access
@@ -38,8 +40,24 @@ _DERIVATION: Final = (
     30.0  # seconds for a key to be made of a passphrase, slow by intent
 )
 
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]")  # of objects of qemu's
+
+# Its driver is loaded, and then it fails: at once, and without a network.
+NO_IMAGE: Final = {
+    "driver": "rbd",
+    "node-name": "none",
+    "pool": "none",
+    "image": "none",
+    "conf": "/dev/null/conf",
+}
+
 # Where distributions have qemu's modules.
-_MODULES: Final = ("/usr/lib/*/qemu", "/usr/lib/qemu", "/usr/lib64/qemu*")
+_MODULES: Final = (
+    f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/qemu",
+    "/usr/lib/*/qemu",
+    "/usr/lib/qemu",
+    "/usr/lib64/qemu*",
+)
 _PROBE: Final = 10.0  # seconds
 
 
@@ -69,35 +87,46 @@ def objection(target: Target) -> str | None:
     return None
 
 
-def words(target: Target, disk: str, folder: str) -> list[str]:
-    """Return the command that exports the image of ``target`` at the file ``disk``.
+def words(target: Target, folder: str) -> list[str]:
+    """Return the command that starts a daemon which is to be told of its image.
 
-    For the working directory ``folder``, so that the monitor's path is short.
+    Its working directory is ``folder``, so that the monitor's path is short. The names
+    of image and folder are there for whoever looks at a list of processes.
     """
-    told = [PROGRAM]
-    if target.encryption is not None:
-        secret = {"qom-type": "secret", "id": "key", "file": target.key_file}
-        told += ["--object", json.dumps(secret)]
+    name = "image-" + _NOT_IN_NAMES.sub("-", target.image)
+    socket = f"socket,id={name},path={MONITOR},server=on,wait=off"
+    told = [PROGRAM, "--chardev", socket, "--monitor", f"chardev={name}"]
+    # Written last, when it listens.
+    return [*told, "--pidfile", os.path.join(folder, READY)]
+
+
+def requests(
+    target: Target, disk: str, folder: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the monitor's commands that export the image at the file ``disk``.
+
+    The files of the daemon are in ``folder``.
+    """
     node = image(target, folder, target.encryption)
     if target.encryption is None:
-        told += ["--blockdev", json.dumps({**node, "node-name": DISK})]
+        yield "blockdev-add", {**node, "node-name": DISK}
     else:
-        told += ["--blockdev", json.dumps({**node, "node-name": IMAGE})]
-        told += ["--blockdev", json.dumps(window(target))]
-    export = {
-        "type": "fuse",
-        "id": DISK,
-        "node-name": DISK,
-        "mountpoint": disk,
-        "writable": not target.read_only,
-        "growable": False,
-        "allow-other": "off",
-    }
-    told += ["--export", json.dumps(export)]
-    socket = f"socket,id=monitor,path={MONITOR},server=on,wait=off"
-    told += ["--chardev", socket, "--monitor", "chardev=monitor"]
-    # Written last, when all is served.
-    return [*told, "--pidfile", READY]
+        secret = {"qom-type": "secret", "id": "key", "file": target.key_file}
+        yield "object-add", secret
+        yield "blockdev-add", {**node, "node-name": IMAGE}
+        yield "blockdev-add", window(target)
+    yield (
+        "block-export-add",
+        {
+            "type": "fuse",
+            "id": DISK,
+            "node-name": DISK,
+            "mountpoint": disk,
+            "writable": not target.read_only,
+            "growable": False,
+            "allow-other": "off",
+        },
+    )
 
 
 def limit(target: Target) -> float:
@@ -162,11 +191,11 @@ def configuration(access: Access) -> str:
 
 
 def failure(target: Target, said: str) -> VolpluginError:
-    """Return what the daemon's last words mean."""
-    access, name = target.access, f"{target.pool}/{target.image}"
+    """Return what the daemon's refusal, or its last words, mean."""
+    access = target.access
     # qemu puts the whole option in front.
     words = said.rpartition("}: ")[2] or "it said nothing"
-    doing = f"map {name}"
+    doing = f"map {target}"
     rights = (
         f"client.{access.user} may not: compare its caps (ceph auth get"
         f" client.{access.user}) with the documentation"
@@ -197,6 +226,7 @@ def failure(target: Target, said: str) -> VolpluginError:
         "Permission denied": (Unavailable, rights),
         "Unknown driver": (Unsupported, "install Debian's package qemu-block-extra"),
         "timed out": (Unavailable, "the cluster did not answer in time"),
+        "does not answer": (Unavailable, "the cluster did not answer in time"),
     }
     for part, (kind, meaning) in known.items():
         if part in words:
@@ -208,7 +238,7 @@ def _has_rbd() -> bool:
     if any(glob.glob(f"{folder}/block-rbd.so") for folder in _MODULES):
         return True
     # It may be in a place of its own, or built in: then it misses the file.
-    node = "driver=rbd,node-name=probe,pool=probe,image=probe,conf=/dev/null/conf"
+    node = json.dumps(NO_IMAGE)
     told = commands.run(
         [PROGRAM, "--blockdev", node], limit=_PROBE, doing="probe qemu", ok=(0, 1)
     )
