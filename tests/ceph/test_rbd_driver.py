@@ -17,7 +17,7 @@ from support.ceph import POOL, Ceph
 from support.wait import eventually
 
 from volplugin import failpoints
-from volplugin.ceph import image_filling
+from volplugin.ceph import image_filling, image_snapshots
 from volplugin.ceph.images import Image, Shape
 from volplugin.errors import (
     AlreadyExists,
@@ -302,6 +302,67 @@ def test_mapper_dies(hosts: Hosts) -> None:
     assert host.file(spec).read_text() == "synced"
 
 
+@pytest.mark.parametrize(
+    ("policy", "is_clean", "is_checked"),
+    [
+        ("auto", True, False),
+        ("auto", False, True),
+        ("always", True, True),
+        ("never", False, False),
+    ],
+)
+def test_fsck(
+    hosts: Hosts,
+    policy: str,
+    is_clean: bool,
+    is_checked: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The setting says whether an ext4 is checked before it is mounted."""
+    host = hosts(mapper="qemu", fsck=policy)
+    spec = host.make("v")
+    host.driver.attach(spec)
+    host.file(spec).write_text("text")
+    subprocess.run(["sync", host.file(spec)], check=True)
+    if not is_clean:
+        host.kill_mapper(spec)
+    host.driver.detach(spec)
+    with caplog.at_level("INFO"):
+        host.driver.attach(spec)
+    assert ("was checked before its mount" in caplog.text) is is_checked
+    assert host.file(spec).read_text() == "text"
+
+
+def test_data_pool(hosts: Hosts, ceph: Ceph) -> None:
+    """The data of images can be in another pool than their headers."""
+    pool = "data"
+    ceph.ceph("osd", "pool", "create", pool, "8")
+    ceph.rbd("pool", "init", pool)
+    try:
+        host = hosts(
+            user="admin",
+            keyring=f"{ceph.folder}/client.admin.keyring",
+            data_pool=pool,
+        )
+        spec = host.make("v")
+        host.driver.attach(spec)
+        host.file(spec).write_bytes(os.urandom(1 << 20))
+        host.driver.detach(spec)
+        image = spec.volume.facts["image"]
+        assert shown(ceph, host, image)["data_pool"] == pool
+        objects = ceph.rados("-p", pool, "-N", host.namespace, "ls").split()
+        assert any(each.startswith("rbd_data.") for each in objects)
+        objects = ceph.rados("-p", POOL, "-N", host.namespace, "ls").split()
+        assert not any(each.startswith("rbd_data.") for each in objects)
+        copy = host.make("copy", from_="v")
+        assert shown(ceph, host, copy.volume.facts["image"])["data_pool"] == pool
+        host.remove(copy)
+        host.remove(spec)
+        host.driver.purge(lambda: False)
+    finally:
+        ceph.ceph("osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it")
+
+
 def test_missing_image(hosts: Hosts, ceph: Ceph) -> None:
     """An image that was removed by hand is told of, and its volume can be removed."""
     host = hosts()
@@ -524,6 +585,38 @@ def test_encryption(hosts: Hosts, ceph: Ceph, tmp_path: Path) -> None:
     key.unlink()
     with pytest.raises(Unavailable, match="copy it to every host"):
         host.driver.attach(spec)
+
+
+def test_encrypted_copies(hosts: Hosts, tmp_path: Path) -> None:
+    """A volume under a key grows; a copy is under the same key, and can't."""
+    key = tmp_path / "key"
+    key.write_bytes(b"secret\n")
+    key.chmod(0o600)
+    host = hosts(mapper="qemu")
+    words = {"encryption": "luks2", "encryption_key": str(key)}
+    spec = host.make("v", fs="xfs", size="300M", **words)
+    host.driver.attach(spec)
+    host.file(spec).write_text("text")
+    image_snapshots.take(host.driver._images, Image(**image_of(spec)), "small")
+    larger = resized(host, spec, "400M")
+    host.driver.resize(larger, attached=True)
+    assert capacity(spec) > 320 << 20
+    copy = host.make("copy", from_="v")
+    host.driver.attach(copy)
+    assert host.file(copy).read_text() == "text"
+    assert capacity(copy) == capacity(spec)
+    host.file(copy).write_bytes(os.urandom(64 << 20))
+    host.driver.detach(copy)
+    host.driver.attach(copy)
+    assert host.file(spec).read_text() == "text"
+    with pytest.raises(Unsupported, match="encrypted copy can't be larger"):
+        host.driver.plan_resize(
+            copy, resized(host, copy, "500M").options, attached=True
+        )
+    with pytest.raises(InvalidArgument, match="source has 400M, and an encrypted copy"):
+        host.spec("other", from_="v", size="500M")
+    with pytest.raises(InvalidArgument, match="taken before volume v grew"):
+        host.spec("other", from_="v@small")
 
 
 # Resizing

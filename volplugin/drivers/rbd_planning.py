@@ -10,7 +10,7 @@ from volplugin.ceph.registry import Registry
 from volplugin.drivers import ownership
 from volplugin.drivers.rbd_notes import Notes, Origin, notes_of, size_of
 from volplugin.drivers.rbd_options import DEFAULT_SIZE, RbdConfig, RbdOptions
-from volplugin.drivers.rbd_secrets import secret_of
+from volplugin.drivers.rbd_secrets import NO_GROWTH, secret_of
 from volplugin.errors import (
     AlreadyExists,
     InUse,
@@ -76,13 +76,27 @@ class Planner:
                     f"{key}={mine}: its source has {other}, and a copy is like it:"
                     f" leave {key} out"
                 )
-        if snapshot is None:
-            return
+        if theirs.encryption and options.size not in {None, size}:
+            raise InvalidArgument(
+                f"size={format_size(options.size or 0)}: its source has"
+                f" {format_size(size)}, and {NO_GROWTH}: leave size out"
+            )
+        if snapshot is not None:
+            self._check_snapshot(source.name, theirs, snapshot)
+
+    def _check_snapshot(self, name: str, theirs: Notes, snapshot: str) -> None:
         known = image_snapshots.snapshots(self._images, theirs.place)
-        if snapshot not in {each.name for each in known}:
+        found = next((each for each in known if each.name == snapshot), None)
+        if found is None:
             names = ", ".join(each.name for each in known) or "none"
             raise InvalidArgument(
-                f"volume {source.name} has no snapshot {snapshot!r}; there are {names}"
+                f"volume {name} has no snapshot {snapshot!r}; there are {names}"
+            )
+        now = self._images.describe(theirs.place)
+        if theirs.encryption and now is not None and now.size != found.size:
+            raise InvalidArgument(
+                f"snapshot {snapshot!r} was taken before volume {name} grew, and"
+                f" {NO_GROWTH}: copy the volume as it is now, by from={name}"
             )
 
     def _cloned(self, notes: Notes, options: RbdOptions, source: str) -> Notes:

@@ -15,8 +15,8 @@ from volplugin.ceph.images import Images
 from volplugin.ceph.registry import Holder, Registry, Shared
 from volplugin.drivers.driver import Spec
 from volplugin.drivers.rbd_attaching import Attacher
-from volplugin.drivers.rbd_notes import notes_of, size_of
-from volplugin.drivers.rbd_secrets import secret_of
+from volplugin.drivers.rbd_notes import Origin, notes_of, size_of
+from volplugin.drivers.rbd_secrets import NO_GROWTH, secret_of
 from volplugin.errors import InUse, InvalidArgument, Unavailable, Unsupported
 from volplugin.failpoints import hit
 from volplugin.host import attributes, filesystems, mountinfo
@@ -50,6 +50,10 @@ class Resizer:
             )
         if notes.is_read_only:
             raise InvalidArgument("access=ro: its file system can't be grown")
+        if after > before and notes.encryption and notes.origin is Origin.CLONE:
+            raise Unsupported(
+                f"{NO_GROWTH}: create a volume of the size you want, and copy the files"
+            )
         self._require_here(spec.volume)
 
     def resize(self, spec: Spec) -> None:

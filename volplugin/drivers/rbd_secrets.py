@@ -10,6 +10,9 @@ from volplugin.errors import Unavailable
 
 _LONGEST: Final = 64 << 10  # bytes; librbd and QEMU take the file as it is
 
+# Measured with librbd 16: a write behind the source's end fails with EINVAL.
+NO_GROWTH: Final = "an encrypted copy can't be larger than its source was"
+
 
 def secret_of(notes: Notes) -> Secret | None:
     """Return how the volume is encrypted, with the passphrase as it is in the file.
