@@ -290,6 +290,7 @@ def test_scope_global(site: Site) -> None:
     assert "serves volumes of clusters alone" in said
     shell(a, "globe", "echo a > /d/x")
     site.both_know("globe")
+    site.both_know("reef")
     assert b.docker.volumes(driver="ceph") >= {"globe", "reef"}
     words = ("--rm", "-v", "globe:/d", "--volume-driver", "ceph", IMAGE)
     assert b.docker.run(*words, "cat", "/d/x") == "a"
