@@ -7,6 +7,7 @@ from support import processes
 from support.host import Host
 from support.mounts import read_mounts
 from support.require import require
+from support.wait import eventually
 
 pytestmark = pytest.mark.root
 
@@ -29,6 +30,7 @@ def test_closing_a_host_kills_and_names_what_still_runs() -> None:
     """A process left in a host is ended and told of."""
     host = Host()
     left = host.start("sleep", "600", log=host.folder / "sleep.log")
+    eventually(lambda: "sleep 600" in processes.command_of(left.pid), "it runs")
     with pytest.raises(AssertionError, match="sleep 600"):
         host.close()
     assert left.wait(10) == -9
