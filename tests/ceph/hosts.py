@@ -31,9 +31,10 @@ from volplugin.host import loops
 SMALL: Final = {"driver": "ceph", "size": "32M"}
 BLOCK: Final = 4096  # bytes of a block of `Writer`
 
-# Appends blocks, and tells of each that it is synced; ends with the error's number.
+# Appends blocks, and tells of each that it is synced; ends with the error's number. At
+# most 400 KiB in a second: for as long as a test may take, there is room in the volume.
 _WRITER: Final = """
-import hashlib, os, signal, sys
+import hashlib, os, signal, sys, time
 ended = []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
 number = int(sys.argv[2])
@@ -46,6 +47,7 @@ with open(sys.argv[1], "ab", buffering=0) as file:
             raise SystemExit(error.errno)
         print(number, flush=True)
         number += 1
+        time.sleep(0.01)
 """
 
 _CEPHFS: Final = """\
