@@ -1,6 +1,7 @@
 """File systems in sparse images of our own, on the host and for the guest."""
 
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,18 @@ def mounted(image: Path, kind: str, mountpoint: Path, data: str = "") -> Iterato
 
 
 def command(*words: str | Path) -> str:
-    """Run a program and return what it printed; raise with its words if it fails."""
-    done = subprocess.run(
-        [str(word) for word in words], check=False, capture_output=True, text=True
-    )
+    """Run a program and return what it printed; raise with its words if it fails.
+
+    What it leaves in its working directory, as fio does, is gone afterwards.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [str(word) for word in words],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
     if done.returncode:
         told = (done.stderr or done.stdout).strip()
         raise RuntimeError(f"{' '.join(map(str, words))}: {told}")
