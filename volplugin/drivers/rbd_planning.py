@@ -92,8 +92,10 @@ class Planner:
             raise InvalidArgument(
                 f"volume {name} has no snapshot {snapshot!r}; there are {names}"
             )
+        if not theirs.encryption:
+            return
         now = self._images.describe(theirs.place)
-        if theirs.encryption and now is not None and now.size != found.size:
+        if now is not None and now.size != found.size:
             raise InvalidArgument(
                 f"snapshot {snapshot!r} was taken before volume {name} grew, and"
                 f" {NO_GROWTH}: copy the volume as it is now, by from={name}"

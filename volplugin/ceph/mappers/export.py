@@ -82,6 +82,11 @@ class _Folder:
             raise from_os_error(error, f"list {self.path}") from error
         return [self.file(name) for name in sorted(names) if name.startswith(_DISK)]
 
+    def is_prepared(self) -> bool:
+        """Tell whether a daemon listens that was told of no image yet."""
+        listens = os.path.exists(self.file(qemu.READY))
+        return listens and not self.disks() and daemons.find(self.record) is not None
+
     def recorded(self) -> _Loop | None:
         """Return the loop device that was noted."""
         try:
@@ -111,7 +116,6 @@ class QemuExport:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._prepared: set[str] = set()  # keys, whose daemons are of this life
 
     def problem(self) -> str | None:
         """Say which program or device is missing, and whose package has it."""
@@ -127,14 +131,13 @@ class QemuExport:
         if objection is not None:
             raise Unsupported(f"map {target}: {objection}")
         folder = self._folder(target)
-        if target.key in self._prepared and daemons.find(folder.record):
+        if folder.is_prepared():
             return
         self.unmap(target)
         with self._or_unmap(target):
             paths.make_directories(self._place, 0o700)
             paths.make_directory(folder.path, 0o700)
             _start(target, folder)
-            self._prepared.add(target.key)
 
     def map(self, target: Target) -> str:
         """Have the daemon export the image, and make a loop device of that."""
@@ -143,14 +146,12 @@ class QemuExport:
             if daemons.find(folder.record) and _suits(loop, target):
                 return loop.device
         self.prepare(target)
-        self._prepared.discard(target.key)
         with self._or_unmap(target):
             return _map(target, folder)
 
     def unmap(self, target: Target) -> None:
         """Clear the loop device, end the daemon, unmount what it left."""
         folder = self._folder(target)
-        self._prepared.discard(target.key)
         if paths.identity(folder.path) is None:
             return
         hit("export.clear")
