@@ -1,6 +1,7 @@
 """Configured drivers, each with threads of its own: one stuck starves no other."""
 
 import asyncio
+import contextvars
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from volplugin import drivers
 from volplugin.config import Config
-from volplugin.drivers.driver import Driver, Purges, Shares
+from volplugin.drivers.driver import Driver, Lanes, Purges, Shares, Spec
 from volplugin.errors import InvalidArgument, VolpluginError, from_os_error
 from volplugin.logs import log
 from volplugin.options import nearest, parse_settings
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-THREADS: Final = 8  # driver calls of one backend that run at once
+THREADS: Final = 8  # driver calls of one backend, or one lane of it, that run at once
 PURGE_RETRY: Final = 60.0  # seconds between tries to delete what could not be deleted
 
 
@@ -37,7 +38,7 @@ class Backend:
         self.name = name
         self.driver = driver
         self.settings = settings  # as they were configured; the driver has them parsed
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-driver")
+        self._lanes: dict[str, ThreadPoolExecutor] = {}
         self._stop = threading.Event()
         self._purge_wanted = asyncio.Event()
         self._purge_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-purge")
@@ -48,7 +49,7 @@ class Backend:
         self._running: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking driver call in this backend's pool.
+        """Run a blocking driver call in this backend's threads, or its party's.
 
         `OSError` becomes one of our errors here, for drivers and failpoints alike. A
         cancelled caller leaves the call running.
@@ -62,9 +63,23 @@ class Backend:
                 doing = f"{where}{self.driver.name} {call.__name__}"
                 raise from_os_error(error, doing) from error
 
-        running = asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+        in_context = contextvars.copy_context().run  # with the way that the call came
+        running = asyncio.get_running_loop().run_in_executor(
+            self._pool_for(args), in_context, guarded
+        )
         self._note(running)
         return await asyncio.shield(running)  # else it would count as ended
+
+    def _pool_for(self, args: tuple[Any, ...]) -> ThreadPoolExecutor:
+        lane = ""
+        if isinstance(self.driver, Lanes) and args and isinstance(args[0], Spec):
+            lane = self.driver.lane(args[0].volume)
+        pool = self._lanes.get(lane)
+        if pool is None:
+            prefix = "-".join(filter(None, (self.name, lane, "driver")))
+            pool = ThreadPoolExecutor(THREADS, thread_name_prefix=prefix)
+            self._lanes[lane] = pool
+        return pool
 
     def use(self) -> "asyncio.Future[None]":
         """Keep the driver of this moment from being closed until the future is done.
@@ -148,7 +163,8 @@ class Backend:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._lanes.values():
+            pool.shutdown(wait=False, cancel_futures=True)
         self._purge_pool.shutdown(wait=False, cancel_futures=True)
         waiter = threading.Thread(target=self._join, daemon=True)
         waiter.start()
@@ -159,7 +175,8 @@ class Backend:
         return False
 
     def _join(self) -> None:
-        self._pool.shutdown(wait=True)
+        for pool in self._lanes.values():
+            pool.shutdown(wait=True)
         self._purge_pool.shutdown(wait=True)
         if isinstance(self.driver, Shares):
             self._retired.append(self.driver)

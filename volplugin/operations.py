@@ -1,4 +1,4 @@
-"""The operators' verbs: resize, take over, snapshots; as long as each takes.
+"""The operators' verbs: resize, take over, adopt, snapshots; as long as each takes.
 
 An operator waits for the end, not an engine: no verb here has a deadline.
 """
@@ -7,13 +7,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from volplugin import options
 from volplugin.backends import Backend
 from volplugin.changes import Caller, Changes
 from volplugin.core import Core
-from volplugin.drivers.driver import Snapshot, Snapshots, Spec, TakesOver
-from volplugin.errors import InvalidArgument, Unavailable, Unsupported
+from volplugin.drivers.driver import (
+    Adopts,
+    Held,
+    Snapshot,
+    Snapshots,
+    Spec,
+    TakesOver,
+)
+from volplugin.errors import InvalidArgument, NotFound, Unavailable, Unsupported
 from volplugin.manager import require_name
 from volplugin.model import State, Volume
+from volplugin.parsers import nearest, quote
 
 SNAPSHOT_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}", re.ASCII)
 
@@ -91,6 +100,61 @@ class Operations:
             self._core.catalog.usages.soon(backend.name)
 
         await self._changes.run(name, change, limit=None, caller=caller)
+
+    async def adoptable(
+        self, driver: str, asked: Mapping[str, str]
+    ) -> Mapping[str, str | None]:
+        """Return, by name, what ``driver`` could adopt, with the volume that has it."""
+        backend, found = await self._held(driver, asked)
+        taken = {
+            frozenset(volume.facts.items()): volume.name
+            for volume in self._core.catalog.volumes()
+            if volume.backend == backend.name
+        }
+        return {h.name: taken.get(frozenset(h.facts.items())) for h in found}
+
+    async def adopt(
+        self,
+        name: str,
+        driver: str,
+        asked: Mapping[str, str],
+        there: str,
+        caller: Caller,
+    ) -> None:
+        """Make what ``driver`` finds as ``there`` the volume ``name``.
+
+        Success where it is that volume already.
+        """
+        require_name(name)
+        backend, found = await self._held(driver, asked)
+        held = next((each for each in found if each.name == there), None)
+        if held is None:
+            raise NotFound(
+                f"there is no volume {quote(there)} to adopt"
+                f"{nearest(there, [each.name for each in found])}"
+            )
+        wanted = {"driver": backend.name, **held.options}
+        await self._changes.run(
+            name,
+            lambda: self._core.create(name, wanted),
+            limit=None,
+            caller=caller,
+        )
+
+    async def _held(
+        self, driver: str, asked: Mapping[str, str]
+    ) -> tuple[Backend, Sequence[Held]]:
+        backend = self._core.catalog.backends.pick(driver)
+        adopting = backend.driver
+        if not isinstance(adopting, Adopts):
+            raise Unsupported(
+                f"driver {backend.driver.name} adopts nothing by list; a volume of a "
+                f"directory or an image that is there is made with `docker volume "
+                f"create`: see its -o help"
+            )
+        subject = f"driver {backend.driver.name}"
+        parsed: Any = options.parse(backend.driver.Options, asked, subject=subject)
+        return backend, await backend.run(adopting.adoptable, parsed)
 
     async def _of_snapshots(self, name: str) -> tuple[Backend, Snapshots, Spec]:
         backend, spec = await self._ready(name)

@@ -6,6 +6,7 @@ settings (from the configuration file) are frozen attrs classes whose fields are
 come from there. The parsers that most options need are offered here by name.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ from volplugin.parsers import (
     identity,
     mode,
     nearest,
+    pairs,
     path_list,
     quote,
     ratio,
@@ -42,11 +44,13 @@ __all__ = [
     "mode",
     "nearest",
     "option",
+    "pairs",
     "parse",
     "parse_settings",
     "path_list",
     "ratio",
     "read",
+    "rest",
     "seconds",
     "size",
     "split_common",
@@ -56,7 +60,11 @@ __all__ = [
 T = TypeVar("T")
 
 _METADATA: Final = "volplugin.option"
+_REST: Final = "volplugin.rest"
 _UNSET: Final = "unset"
+_SECRET: Final = re.compile(
+    r"secret|passw|passphrase|token|key|credential|auth", re.IGNORECASE
+)
 
 # A request's body may hold a hundred thousand unknown keys: naming these is enough.
 _MOST_FAULTS: Final = 20
@@ -112,6 +120,14 @@ def option(
     return attrs.field(default=default, metadata={_METADATA: declared})
 
 
+def rest(*, help: str) -> Any:  # noqa: A002
+    """Declare the field of an attrs class that takes all options it does not declare.
+
+    Its value is a mapping of the user's own words, unchecked.
+    """
+    return attrs.field(factory=dict, metadata={_REST: help})
+
+
 def parse(cls: type[T], raw: Mapping[str, str], *, subject: str) -> T:
     """Make an instance of ``cls`` from the user's own words.
 
@@ -142,6 +158,10 @@ def read(
     known = {_visible(name, each): name for name, each in declared.items()}
     values: dict[str, Any] = {}
     faults: list[Fault] = []
+    rest_field = _rest_field(cls)
+    if rest_field is not None:
+        values[rest_field.name] = {k: v for k, v in raw.items() if k not in known}
+        raw = {key: value for key, value in raw.items() if key in known}
     for key, value in raw.items():
         if len(faults) == _MOST_FAULTS:
             break
@@ -166,6 +186,9 @@ def describe(cls: type[Any]) -> str:
         shown = declared.shown or _show(declared, default)
         standing = "no default" if shown == _UNSET else f"default {shown}"
         rows.append((_visible(name, declared), declared.unit, standing, declared.help))
+    rest_field = _rest_field(cls)
+    if rest_field is not None:
+        rows.append(("any other", "text", "no default", rest_field.metadata[_REST]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -183,6 +206,17 @@ def differences(is_now: T, asked: T) -> list[str]:
         if mine != theirs:
             now, then = _show(declared, mine), _show(declared, theirs)
             found.append(f"{_visible(name, declared)} is {now}, asked for {then}")
+    rest_field = _rest_field(type(is_now))
+    if rest_field is not None:
+        before, after = (
+            getattr(is_now, rest_field.name),
+            getattr(asked, rest_field.name),
+        )
+        found += [
+            f"{key} is {_show_text(key, before)}, asked for {_show_text(key, after)}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
     return found
 
 
@@ -251,6 +285,17 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
     }
 
 
+def _rest_field(cls: type[Any]) -> "attrs.Attribute[Any] | None":
+    return next((f for f in attrs.fields(cls) if _REST in f.metadata), None)
+
+
+def _show_text(key: str, values: Mapping[str, str]) -> str:
+    """Show a word of the user's, unless its name says that it is a secret."""
+    if key not in values:
+        return _UNSET
+    return "a secret" if _SECRET.search(key) else quote(values[key])
+
+
 def _visible(attribute: str, declared: _Declared) -> str:
     return declared.name or attribute.replace("_", "-")
 
@@ -280,7 +325,7 @@ def _value(parse: Callable[[Any], Any], value: object) -> Any:
         return parse(str(value))
     if isinstance(value, float):
         return parse(f"{Decimal(repr(value)):f}")  # never with an exponent
-    if isinstance(value, list | tuple) and parse is path_list:
+    if isinstance(value, list | tuple) and parse in (path_list, pairs):
         if all(isinstance(item, str) for item in value):
             return parse(value)
         raise InvalidArgument(f"{quote(value)} is not a list of texts")

@@ -115,6 +115,19 @@ def path_list(text: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(absolute_path(path) for path in paths)
 
 
+def pairs(text: str | Sequence[str]) -> dict[str, str]:
+    """Parse ``KEY=VALUE``, one or a list of them, as of ``docker volume create -o``."""
+    found: dict[str, str] = {}
+    for pair in (text,) if isinstance(text, str) else text:
+        key, separator, value = pair.partition("=")
+        if not key or not separator:
+            raise InvalidArgument(f"{quote(pair)} is not KEY=VALUE")
+        if key in found:
+            raise InvalidArgument(f"{quote(key)} is there twice; give it once")
+        found[key] = value
+    return found
+
+
 def text(text: str) -> str:
     """Parse any text on one line: without control characters and valid UTF-8."""
     if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):

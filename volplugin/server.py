@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from volplugin import protocol
+from volplugin import protocol, route
 from volplugin.changes import Caller
 from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import Code, VolpluginError
@@ -121,6 +121,7 @@ class Server:
         """Run one call, log its outcome, and turn an error into its answer."""
         told = CallLog(logger, operation)
         try:
+            route.enter(request.headers.get(route.HEADER, ""))
             message = protocol.decode(body) if body else {}
             door = self._door_of(request) if self._doors else ANY_DOOR
             call = Call(message, request, caller_of(request), door)

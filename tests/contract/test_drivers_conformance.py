@@ -7,6 +7,7 @@ A new driver joins by its lines in `KINDS`. What only one driver does is tested 
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -95,7 +96,8 @@ def test_plan(case: Case) -> None:
     plans = [case.plan("v") for _ in range(2)]
     assert snapshot(case.folder) == before
     # But for the ids that a plan may hold, which are given only once.
-    assert plans[0].mountpoint == plans[1].mountpoint
+    places = {re.sub(r"/id\d+/", "/ID/", plan.mountpoint) for plan in plans}
+    assert len(places) == 1
     assert set(plans[0].facts) == set(plans[1].facts)
     assert os.path.isabs(plans[0].mountpoint)
     assert plans[0].chosen is ("mount" in case.kind.options)

@@ -93,7 +93,7 @@ def _check_sizes(seen: Seen, expected: Expected) -> None:
 def _check_disk(plugin: ForkedPlugin, seen: Seen) -> None:
     """Each volume has its directory and marker with its record, nothing else does."""
     root = str(plugin.root)
-    backends = {"local", "tmpfs", "quota", "rbd", "cephfs"}
+    backends = {"local", "tmpfs", "quota", "rbd", "cephfs", "plugin"}
     assert entries(plugin, root) <= {"lock", "store"} | backends | {
         entry for entry in entries(plugin, root) if entry.startswith("store.broken-")
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 import aiohttp
@@ -9,6 +10,10 @@ import attrs
 
 from volplugin.admin import messages
 from volplugin.admin.messages import (
+    AdoptableAnswer,
+    AdoptableRequest,
+    AdoptAnswer,
+    AdoptRequest,
     Failure,
     ResizeAnswer,
     ResizeRequest,
@@ -70,6 +75,18 @@ class AdminClient:
         """Delete ``snapshot`` of the volume ``name``."""
         request = SnapshotRequest(name=name, snapshot=snapshot)
         return asyncio.run(self._call(messages.DROP_SNAPSHOT, request, SnapshotAnswer))
+
+    def adoptable(self, driver: str, options: Mapping[str, str]) -> AdoptableAnswer:
+        """Return what there is of a driver or backend that it could adopt, or has."""
+        request = AdoptableRequest(name=driver, options=options)
+        return asyncio.run(self._call(messages.ADOPTABLE, request, AdoptableAnswer))
+
+    def adopt(
+        self, name: str, driver: str, options: Mapping[str, str], there: str
+    ) -> AdoptAnswer:
+        """Make what is there as ``there`` the volume ``name``; again is success."""
+        request = AdoptRequest(name=name, driver=driver, options=options, there=there)
+        return asyncio.run(self._call(messages.ADOPT, request, AdoptAnswer))
 
     async def _call(self, path: str, request: attrs.AttrsInstance, kind: type[T]) -> T:
         try:

@@ -7,7 +7,7 @@ newer client and an older server.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -26,6 +26,8 @@ TAKE_OVER: Final = f"{PREFIX}take-over"
 SNAPSHOTS: Final = f"{PREFIX}snapshots"
 TAKE_SNAPSHOT: Final = f"{PREFIX}take-snapshot"
 DROP_SNAPSHOT: Final = f"{PREFIX}drop-snapshot"
+ADOPTABLE: Final = f"{PREFIX}adoptable"
+ADOPT: Final = f"{PREFIX}adopt"
 
 
 def _is_text(_: Any, field: "attrs.Attribute[str]", value: object) -> None:
@@ -139,6 +141,52 @@ class SnapshotsAnswer:
 
 
 @attrs.frozen(kw_only=True)
+class AdoptableRequest:
+    """Ask what there is to adopt of the driver or backend ``name``.
+
+    ``options`` are those of its driver that say where to look.
+    """
+
+    name: str = _text()
+    options: Mapping[str, str] = attrs.field(validator=_are_texts)
+
+
+@attrs.frozen(kw_only=True)
+class AdoptableEntry:
+    """A volume that is there; ``volume`` is the one of ours that it is, or ""."""
+
+    name: str = _text()
+    volume: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class AdoptableAnswer:
+    """The volumes that are there, by name."""
+
+    volumes: Sequence[AdoptableEntry] = attrs.field()
+
+
+@attrs.frozen(kw_only=True)
+class AdoptRequest:
+    """Make what is there as ``there`` the volume ``name``; else as `AdoptableRequest`.
+
+    ``driver`` is a driver or a backend.
+    """
+
+    name: str = _text()
+    driver: str = _text()
+    options: Mapping[str, str] = attrs.field(validator=_are_texts)
+    there: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class AdoptAnswer:
+    """The volume ``name`` is one of ours now."""
+
+    name: str = _text()
+
+
+@attrs.frozen(kw_only=True)
 class Failure:
     """Why a call failed; ``code`` is the name of a `volplugin.errors.Code`."""
 
@@ -165,15 +213,20 @@ _converter.register_structure_hook_func(
 )
 
 
-def _entries(value: object, _: Any) -> list[SnapshotEntry]:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise InvalidArgument(f"snapshots must be objects, not {value!r:.80}")
-    return [_converter.structure(each, SnapshotEntry) for each in value]
+def _list_of(kind: type[Any], field: str) -> Callable[[object, Any], list[Any]]:
+    def read(value: object, _: Any) -> list[Any]:
+        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+            raise InvalidArgument(f"{field} must be objects, not {value!r:.80}")
+        return [_converter.structure(each, kind) for each in value]
+
+    return read
 
 
-_converter.register_structure_hook_func(
-    lambda kind: kind == Sequence[SnapshotEntry], _entries
-)
+for _entry, _field in ((SnapshotEntry, "snapshots"), (AdoptableEntry, "volumes")):
+    _converter.register_structure_hook_func(
+        lambda kind, wanted=Sequence[_entry]: kind == wanted,  # type: ignore[valid-type,misc]
+        _list_of(_entry, _field),
+    )
 
 
 def encode(message: attrs.AttrsInstance) -> bytes:

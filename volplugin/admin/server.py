@@ -11,6 +11,11 @@ from aiohttp import web
 from volplugin import protocol
 from volplugin.admin import messages
 from volplugin.admin.messages import (
+    AdoptableAnswer,
+    AdoptableEntry,
+    AdoptableRequest,
+    AdoptAnswer,
+    AdoptRequest,
     Failure,
     ResizeAnswer,
     ResizeRequest,
@@ -40,10 +45,15 @@ logger = logging.getLogger(__name__)
 MODE: Final = 0o600  # whoever may connect can change any volume: root alone
 
 
+_Request = (
+    AdoptableRequest | AdoptRequest | ResizeRequest | SnapshotRequest | VolumeRequest
+)
+
+
 @attrs.frozen
 class _Verb:
     operation: str
-    request: type[ResizeRequest] | type[VolumeRequest] | type[SnapshotRequest]
+    request: type[_Request]
     handler: Callable[[Any, Caller], Awaitable[attrs.AttrsInstance]]
 
 
@@ -73,6 +83,8 @@ class AdminServer:
             messages.DROP_SNAPSHOT: _Verb(
                 "DropSnapshot", SnapshotRequest, self._drop_snapshot
             ),
+            messages.ADOPTABLE: _Verb("Adoptable", AdoptableRequest, self._adoptable),
+            messages.ADOPT: _Verb("Adopt", AdoptRequest, self._adopt),
         }
         self._http = HttpServer(self._answer)
 
@@ -108,7 +120,7 @@ class AdminServer:
     async def _call(
         self,
         verb: _Verb,
-        message: ResizeRequest | VolumeRequest | SnapshotRequest,
+        message: _Request,
         caller: Caller,
     ) -> web.Response:
         """Run one call, log its outcome, and turn an error into its answer."""
@@ -171,6 +183,19 @@ class AdminServer:
         name, snapshot = request.name, request.snapshot
         await self._operations.drop_snapshot(name, snapshot, caller)
         return SnapshotAnswer(name=name, snapshot=snapshot)
+
+    async def _adoptable(
+        self, request: AdoptableRequest, _caller: Caller
+    ) -> AdoptableAnswer:
+        found = await self._operations.adoptable(request.name, request.options)
+        entries = [AdoptableEntry(name=n, volume=v or "") for n, v in found.items()]
+        return AdoptableAnswer(volumes=entries)
+
+    async def _adopt(self, request: AdoptRequest, caller: Caller) -> AdoptAnswer:
+        await self._operations.adopt(
+            request.name, request.driver, request.options, request.there, caller
+        )
+        return AdoptAnswer(name=request.name)
 
 
 def _response(status: int, message: attrs.AttrsInstance) -> web.Response:

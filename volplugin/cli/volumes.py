@@ -1,6 +1,7 @@
 """The commands of operators, for the server that runs: ``volume``, ``snapshot``."""
 
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -87,6 +88,66 @@ def takeover(name: str, **flags: Any) -> None:
     click.echo(f"{name}: {taken}")
 
 
+@volume.command(
+    epilog="An adopted volume is the plugin's as before: `docker volume rm` makes "
+    "volplugin forget it, and the plugin keeps it. Take its old name out of use: a "
+    "container that gets it from the plugin directly is not counted here."
+)
+@click.argument("names", metavar="[VOLUME]...", nargs=-1)
+@click.option(
+    "--driver",
+    required=True,
+    metavar="DRIVER[=PLUGIN]",
+    help="A driver or backend that adopts; of `plugin`, which one: plugin=rclone.",
+)
+@click.option("--list", "is_list", is_flag=True, help="Show what there is; no effect.")
+@click.option("--all", "is_all", is_flag=True, help="Adopt all that there is.")
+@click.option("--as", "new_name", metavar="NAME", help="Give one VOLUME another name.")
+@finding
+def adopt(
+    names: tuple[str, ...],
+    driver: str,
+    new_name: str | None,
+    *,
+    is_list: bool,
+    is_all: bool,
+    **flags: Any,
+) -> None:
+    """Take over volumes that another volume plugin has.
+
+    \b
+      volplugin volume adopt --driver plugin=rclone --list
+      volplugin volume adopt --driver plugin=rclone photos
+      volplugin volume adopt --driver plugin=rclone photos --as holiday
+
+    From then on engines get them from volplugin, by the same names, with its
+    accounting: nothing is copied or moved.
+    """  # noqa: D301
+    if sum((bool(names), is_list, is_all)) != 1:
+        raise click.UsageError("give VOLUME..., or --all, or --list")
+    if new_name is not None and len(names) != 1:
+        raise click.UsageError("--as is for one VOLUME")
+    backend, _, plugin = driver.partition("=")
+    options = {"plugin": plugin} if plugin else {}
+    server = _server(flags)
+    try:
+        found = server.adoptable(backend, options).volumes if not names else ()
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"adopt from {driver}", error)
+    if is_list:
+        _print_table(
+            [("VOLUME", "ADOPTED AS"), *((each.name, each.volume) for each in found)]
+        )
+        return
+    for there in names or [each.name for each in found if not each.volume]:
+        name = new_name or there
+        try:
+            server.adopt(name, backend, options, there)
+        except (VolpluginError, KeyboardInterrupt) as error:
+            _failed(f"adopt {there}", error)
+        click.echo(name)
+
+
 @click.group()
 def snapshot() -> None:
     """Keep volumes as they are at one moment. For root alone.
@@ -137,10 +198,7 @@ def ls(name: str, **flags: Any) -> None:
     for entry in answer.snapshots:
         size = format_size(int(entry.size)) if entry.size else ""
         rows.append((f"{name}@{entry.name}", entry.created_at, size))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        click.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+    _print_table(rows)
 
 
 @snapshot.command()
@@ -157,6 +215,13 @@ def rm(snapshot: tuple[str, str], **flags: Any) -> None:
     except (VolpluginError, KeyboardInterrupt) as error:
         _failed(f"snapshot {'@'.join(snapshot)}", error)
     click.echo("@".join(snapshot))
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        click.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
 
 
 def _server(flags: dict[str, Any]) -> "AdminClient":

@@ -14,6 +14,7 @@ from volplugin.options import nearest
 _MODULES: Final = {
     "cephfs": ("volplugin.drivers.cephfs", "CephFS"),
     "local": ("volplugin.drivers.local", "Local"),
+    "plugin": ("volplugin.drivers.plugin", "Plugin"),
     "quota": ("volplugin.drivers.quota", "Quota"),
     "rbd": ("volplugin.drivers.rbd", "Rbd"),
     "tmpfs": ("volplugin.drivers.tmpfs", "Tmpfs"),

@@ -329,6 +329,41 @@ class TakesOver(Protocol):
 
 
 @attrs.frozen(kw_only=True)
+class Held:
+    """A volume that is where a driver's own are, and may not be one of ours.
+
+    ``options`` are those of a create that adopts it; ``facts`` those that the volume
+    then has, by which it is known again.
+    """
+
+    name: str
+    options: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """A driver that can take over volumes which others made where its own are."""
+
+    def adoptable(self, options: Any) -> Sequence[Held]:
+        """Return the volumes that are there, ours among them. Blocks; no effect.
+
+        ``options`` are an instance of the driver's own, and say where to look.
+        """
+
+
+@runtime_checkable
+class Lanes(Protocol):
+    """A driver whose volumes depend on different parties, each of which may hang."""
+
+    def lane(self, volume: Volume) -> str:
+        """Return the party that the volume depends on. No I/O.
+
+        Calls for volumes of one party have threads of their own: they starve no other.
+        """
+
+
+@attrs.frozen(kw_only=True)
 class Found:
     """A record found on disk; ``path`` is the root that carries it, if that is ours.
 

@@ -38,6 +38,7 @@ class MountFlag(IntFlag):
     NODEV = 4
     NOEXEC = 8
     BIND = 4096
+    REC = 16384
 
 
 def mount(

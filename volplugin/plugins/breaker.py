@@ -1,0 +1,72 @@
+"""A circuit breaker: what does not answer is not waited for by one call after another.
+
+Closed, all calls pass. After `FAILURES` of them in a row it opens, and for `PAUSE`
+seconds each call fails at once; then one at a time is let through, and the first that
+is answered closes it again.
+"""
+
+import threading
+import time
+from typing import Final
+
+from volplugin.errors import Unavailable
+from volplugin.times import now
+
+FAILURES: Final = 3
+PAUSE: Final = 5.0  # seconds
+
+
+class Breaker:
+    """The breaker of one plugin; safe in threads."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._since = ""
+        self._reason = ""
+        self._again = 0.0  # time.monotonic() at which one call is let through
+        self._answered = False
+
+    def require_closed(self) -> None:
+        """Let a call begin, or raise `Unavailable` that says since when and why not."""
+        with self._lock:
+            if self._failures < FAILURES:
+                return
+            if time.monotonic() >= self._again:
+                self._again = time.monotonic() + PAUSE  # the others wait for this one
+                return
+            raise Unavailable(
+                f"plugin {self._name} is down since {self._since}: {self._reason}; it "
+                f"is tried again every {PAUSE:g} s"
+            )
+
+    def succeeded(self) -> bool:
+        """Note that a call was answered; return whether it was down before."""
+        with self._lock:
+            was_down = self._failures > 0
+            self._failures, self._since, self._answered = 0, "", True
+            return was_down
+
+    def failed(self, reason: str) -> bool:
+        """Note that a call was not answered; return whether it was up before."""
+        with self._lock:
+            self._failures += 1
+            self._reason = reason
+            self._again = time.monotonic() + PAUSE
+            if self._since:
+                return False
+            self._since = now()
+            return True
+
+    def is_failing(self) -> bool:
+        """Tell whether the last call was not answered."""
+        with self._lock:
+            return self._failures > 0
+
+    def health(self) -> str:
+        """Say how the plugin is, from memory: ``ok``, or since when it is down."""
+        with self._lock:
+            if self._failures:
+                return f"down since {self._since}: {self._reason}"
+            return "ok" if self._answered else "not asked yet"
