@@ -75,7 +75,11 @@ class Plugin:
 
     def resize(self, *words: str) -> list[str]:
         """Return a command line that resizes a volume of this server."""
-        command = [sys.executable, "-m", "volplugin", "volume", "resize", *words]
+        return self.operate("volume", "resize", *words)
+
+    def operate(self, *words: str) -> list[str]:
+        """Return a command line of operators for this server."""
+        command = [sys.executable, "-m", "volplugin", *words]
         return [*command, "--admin-socket", str(self.admin_socket)]
 
     def start(

@@ -152,12 +152,23 @@ class Plugin(Driver):
         try:
             self._mounting.attach(spec, client, there)
         except Unavailable as error:
-            if not client.is_failing() and not _has(client, there):
-                raise Unavailable(
-                    f"plugin {client.name} has no volume {quote(there)} any more: it "
-                    f"was removed there; {error}"
-                ) from error
-            raise
+            if client.is_failing() or _has(client, there):
+                raise
+            self._make_again(spec, client, there, error)
+            self._mounting.attach(spec, client, there)
+
+    def _make_again(
+        self, spec: Spec, client: PluginClient, there: str, error: Unavailable
+    ) -> None:
+        """Make a volume again that its plugin has lost, where that is wanted."""
+        lost = f"plugin {client.name} has no volume {quote(there)} any more"
+        if not self._config.recreate or spec.options.adopt is not None:
+            raise Unavailable(
+                f"{lost}; make it there, or, if its volumes are but definitions, set "
+                f"recreate = true for the backend ({error})"
+            ) from error
+        log(logger, logging.WARNING, lost, volume=spec.volume.name, done="made again")
+        self._make(spec, client, there)
 
     def detach(self, spec: Spec) -> None:
         client, there = self._client(spec.volume), spec.volume.facts["name"]

@@ -36,6 +36,8 @@ from volplugin.plugins.client import PluginClient, Refused
 logger = logging.getLogger(__name__)
 
 LOOK_LIMIT: Final = 5.0  # seconds until a file system that does not answer is dead
+_DEAD: Final = "Transport endpoint is not connected"  # ENOTCONN: FUSE without a daemon
+_FOUND: Final = "found: "
 _BUSY_LIMIT: Final = 1.0  # seconds that someone may look into a volume being detached
 
 
@@ -147,11 +149,27 @@ class Mounting:
         try:
             client.unmount(name, note.mount_id)
         except Refused as error:
-            if self._is_mounted_there(note):
-                raise Unavailable(f"plugin {client.name}: Unmount: {error}") from error
             # It knows nothing of this mount: it has started anew, or never made it.
+            self._clear_dead(note, f"plugin {client.name}: Unmount: {error}")
         hit("plugin.unmounted")
         self._notes.drop(volume.id)
+
+    def _clear_dead(self, note: MountNote, refusal: str) -> None:
+        """Unmount what a plugin that died has left at its mountpoint.
+
+        It keeps the next one from mounting there (rclone: "non-empty mountpoint").
+        Raise `Unavailable` where the mount is alive: then the refusal counts.
+        """
+        path = note.path.rstrip("/")
+        path = os.path.join(
+            os.path.realpath(os.path.dirname(path)), os.path.basename(path)
+        )
+        if not note.path or mountinfo.at(path, mountinfo.read()) is None:
+            return
+        trouble = _trouble(path)
+        if trouble != _DEAD:
+            raise Unavailable(refusal)
+        _unmount(path)
 
     def _unbind(self, volume: Volume) -> None:
         path = volume.mountpoint
@@ -160,13 +178,6 @@ class Mounting:
             for mount in reversed(mountinfo.below(path, table)):
                 _unmount(mount.mountpoint)
             _unmount(path)
-
-    def _is_mounted_there(self, note: MountNote) -> bool:
-        path = note.path.rstrip("/")
-        parts = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
-        return bool(path) and (
-            mountinfo.at(os.path.join(*parts), mountinfo.read()) is not None
-        )
 
     def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
         """Tell from a mount table whether the volume is attached."""
@@ -184,26 +195,33 @@ def _unmount(path: str) -> None:
 
 def _trouble(path: str) -> str | None:
     """Say what is wrong with a mount that is there, None for nothing."""
-    try:
-        kind = _kind(path)
-    except VolpluginError as error:
-        return str(error)
-    return None if kind == "directory" else f"{path} is {kind or 'not there'}"
+    # Of its file system, which is asked each time: the kernel may know the directory
+    # for a while after its daemon has died.
+    found, reason = _look(path, "--file-system", "%T")
+    return None if found else reason
 
 
 def _kind(path: str) -> str:
-    """Return what kind of file ``path`` is, "" for none; raise `Unavailable` for death.
+    """Return what kind of file ``path`` is, "" for none."""
+    found, reason = _look(path, "%F")
+    if not found and reason != "No such file or directory":
+        raise Unavailable(f"look at {path}: {reason}")
+    return found
+
+
+def _look(path: str, *words: str) -> tuple[str, str]:
+    """Return what stat(1) finds by its format, the last of ``words``, or why nothing.
 
     In a child process: a file system whose daemon hangs holds whoever looks at it.
+    Raise `Unavailable` if it takes too long.
     """
-    words = ["stat", "--format=%F", "--", path]
+    *options, wanted = words
+    command = ["stat", *options, f"--format={_FOUND}{wanted}", "--", path]
     doing = f"look at {path}"
     try:
-        said = commands.run(words, limit=LOOK_LIMIT, doing=doing, ok=(0, 1)).strip()
+        said = commands.run(command, limit=LOOK_LIMIT, doing=doing, ok=(0, 1)).strip()
     except VolpluginError as error:
         raise Unavailable(str(error)) from error
-    if said.startswith("stat: "):
-        if said.endswith("No such file or directory"):
-            return ""
-        raise Unavailable(f"{doing}: {said.rpartition(': ')[2]}")
-    return said
+    if said.startswith(_FOUND):
+        return said.removeprefix(_FOUND), ""
+    return "", said.rpartition(": ")[2]

@@ -80,6 +80,13 @@ class PluginConfig:
         shown="nothing",
         unit="list of KEY=VALUE",
     )
+    recreate: bool = options.option(
+        help="make a volume again, at its next mount, that the plugin has lost: for "
+        "plugins like rclone, whose volumes are but definitions",
+        parse=options.boolean,
+        default=False,
+        unit="true, false",
+    )
     time_limit: float | None = options.option(
         help="how long a call to the plugin may take",
         parse=options.seconds,

@@ -41,6 +41,11 @@ class Breaker:
                 f"is tried again every {PAUSE:g} s"
             )
 
+    def reset(self) -> None:
+        """Let calls begin again: there is reason to think that it is up."""
+        with self._lock:
+            self._failures = min(self._failures, FAILURES - 1)
+
     def succeeded(self) -> bool:
         """Note that a call was answered; return whether it was down before."""
         with self._lock:

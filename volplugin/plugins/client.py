@@ -6,6 +6,7 @@ status 200, plain text, nothing at all) as moby's pkg/plugins takes it.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import attrs
 
 from volplugin import __version__, route
-from volplugin.errors import NotFound, Unavailable
+from volplugin.errors import NotFound, Unavailable, VolpluginError
 from volplugin.logs import log
 from volplugin.parsers import quote
 from volplugin.plugins.breaker import Breaker
@@ -67,6 +68,7 @@ class PluginClient:
         self._limit = limit
         self._breaker = Breaker(name)
         self._activated = False
+        self._failed_at = (0, 0)
 
     def create(self, name: str, options: Mapping[str, str]) -> None:
         """Have the plugin make a volume."""
@@ -140,6 +142,8 @@ class PluginClient:
             CREATE_LIMIT if verb in {"Create", "Mount"} else OTHER_LIMIT
         )
         end = time.monotonic() + limit
+        if self._has_started_anew():
+            self._breaker.reset()
         self._breaker.require_closed()
         try:
             if not self._activated:
@@ -147,6 +151,7 @@ class PluginClient:
             answer = self._send(f"/VolumeDriver.{verb}", message, end, verb in _READS)
         except (NotSent, NoAnswer) as error:
             self._activated = False  # who comes back may be another, which wants it
+            self._failed_at = self._identity()
             if self._breaker.failed(str(error)):
                 log(logger, logging.WARNING, "plugin down", plugin=self.name)
             text = f"plugin {self.name}: {verb}: {error}"
@@ -156,6 +161,18 @@ class PluginClient:
         if self._breaker.succeeded():
             log(logger, logging.INFO, "plugin up again", plugin=self.name)
         return self._read(verb, answer)
+
+    def _has_started_anew(self) -> bool:
+        """Tell whether another plugin listens than the one that did not answer."""
+        return self._breaker.is_failing() and self._identity() != self._failed_at
+
+    def _identity(self) -> tuple[int, int]:
+        """Return what differs between two sockets of one path; (0, 0) for none."""
+        try:
+            found = os.stat(self._address().path)
+        except (OSError, NotSent, VolpluginError):
+            return 0, 0
+        return found.st_ino, found.st_ctime_ns
 
     def _activate(self, end: float) -> None:
         """Do as dockerd before its first call: some plugins make themselves ready."""

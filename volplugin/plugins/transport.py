@@ -64,7 +64,7 @@ def exchange(
     try:
         return _converse(connected, _request(address, path, body, headers))
     except TimeoutError as error:
-        reason = f"{address}: no answer within {limit:g} s"
+        reason = f"{address}: no answer within {limit:.3g} s"
         raise NoAnswer(reason, late=True) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"{address}: {_reason(error)}") from error
