@@ -105,6 +105,16 @@ def targets(results: Results) -> list[Target]:
             SAME,
             _ratio(ours.get("ceph hang"), peer.get("ceph hang")),
         ),
+        (
+            "Mount+Unmount through the proxy beside rclone directly",
+            1.5,
+            _ratio(ours.get("proxy mount"), peer.get("proxy mount")),
+        ),
+        (
+            "Get and List of another plugin's volumes while it is stopped",
+            SAME,
+            _ratio(ours.get("proxy reads"), peer.get("proxy reads")),
+        ),
         ("1,000 shared volumes known at start, s", 1, ours.get("ceph start")),
         (
             "1,000 project volumes measured, ms, calibrated",

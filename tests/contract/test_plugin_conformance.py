@@ -15,7 +15,11 @@ from support.rclone import Rclone
 from volplugin import failpoints
 from volplugin.drivers.driver import Driver, Spec
 from volplugin.drivers.plugin import Plugin as PluginDriver
+from volplugin.drivers.plugin_mounting import mount_id
 from volplugin.drivers.plugin_options import PluginConfig
+from volplugin.model import Volume
+from volplugin.plugins.client import Refused
+from volplugin.store import records
 
 pytestmark = pytest.mark.root
 
@@ -130,10 +134,10 @@ def _clear(case: Case) -> None:
     driver = case.driver
     assert isinstance(driver, PluginDriver)
     client = driver._client_of(case.kind.options["plugin"])
-    for note in (case.folder / "place" / "mounts").iterdir():
-        for held in client.volumes():
-            mount_id = note.read_text().split('"')[3]
-            client.unmount(held.name, mount_id)
+    for found in driver.discover():
+        volume = records.decode(found.record, Volume)
+        with contextlib.suppress(Refused):
+            client.unmount(volume.name, mount_id(volume))
     for held in client.volumes():
         client.remove(held.name)
 

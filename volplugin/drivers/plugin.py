@@ -133,18 +133,23 @@ class Plugin(Driver):
             return
         is_made = volume.state is not State.CREATING or self._claims.is_taken(volume)
         if is_made and spec.options.adopt is None:
-            self._remove_there(client, there)
+            self._remove_there(spec, client, there)
             hit("plugin.removed")
         self._mounting.take_mountpoint(spec)
         hit("plugin.unguard")
         self._claims.drop(volume)
         self._markers.drop(volume.name)
 
-    def _remove_there(self, client: PluginClient, there: str) -> None:
+    def _remove_there(self, spec: Spec, client: PluginClient, there: str) -> None:
         try:
             client.remove(there)
-        except Refused as error:
-            if client.has(there):
+        except Refused:
+            if not client.has(there):
+                return
+            self._mounting.let_go(spec, client, there)
+            try:
+                client.remove(there)
+            except Refused as error:
                 raise Unavailable(f"plugin {client.name}: Remove: {error}") from error
 
     def attach(self, spec: Spec) -> None:

@@ -2,19 +2,20 @@
 
 The plugin's mountpoint is bound to one of ours, which never changes and is guarded
 while nothing is there. However many holders a volume has here, its plugin is asked to
-mount it once, by an ID of its own for each time.
+mount it once, by an ID that is the volume's own for life: an Unmount can be asked for
+again whatever was forgotten in between.
 """
 
+import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Sequence
 from typing import Final
 
 from volplugin.drivers import mountpoints, ownership
 from volplugin.drivers.directories import overlap
 from volplugin.drivers.driver import Spec
-from volplugin.drivers.plugin_notes import MountNote, MountNotes
+from volplugin.drivers.plugin_notes import MountNotes
 from volplugin.errors import Unavailable, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.host import (
@@ -36,6 +37,7 @@ from volplugin.plugins.client import PluginClient, Refused
 logger = logging.getLogger(__name__)
 
 LOOK_LIMIT: Final = 5.0  # seconds until a file system that does not answer is dead
+
 _DEAD: Final = "Transport endpoint is not connected"  # ENOTCONN: FUSE without a daemon
 _FOUND: Final = "found: "
 _BUSY_LIMIT: Final = 1.0  # seconds that someone may look into a volume being detached
@@ -80,7 +82,8 @@ class Mounting:
         is dead, as a FUSE file system whose daemon was killed, is made anew.
         """
         volume = spec.volume
-        if self.is_attached(volume, mountinfo.read()):
+        table = mountinfo.read()
+        if self.is_attached(volume, table):
             trouble = _trouble(volume.mountpoint)
             if trouble is None:
                 return
@@ -91,85 +94,82 @@ class Mounting:
                 volume=volume.name,
                 reason=trouble,
             )
-        self.detach(spec, client, name)
-        if not mountpoints.require_ready(spec, mountinfo.read()):
+            self.detach(spec, client, name)
+            table = mountinfo.read()
+        elif self._notes.read(volume.id) is not None:
+            self.detach(spec, client, name)
+        if not mountpoints.require_ready(spec, table):
             self.make_mountpoint(spec)  # where the root is in memory, a boot empties it
-        note = self._notes.begin(volume.id, secrets.token_hex(32))
+        self._notes.write(volume.id, "")
         hit("plugin.mount")
-        try:
-            answered = client.mount(name, note.mount_id)
-        except Refused as error:
-            self._notes.drop(volume.id)
-            raise Unavailable(f"plugin {client.name}: Mount: {error}") from error
+        answered = self._mount_there(volume, client, name)
         hit("plugin.mounted")
-        self._notes.answered(volume.id, note, answered)
-        source = self._checked(answered, client)
-        self._bind(source, volume)
+        self._notes.write(volume.id, answered)
+        self._bind(answered, volume, client)
         hit("plugin.bound")
 
-    def _checked(self, answered: str, client: PluginClient) -> str:
-        """Return the path of the plugin's mountpoint without links; look whether it is.
+    def _mount_there(self, volume: Volume, client: PluginClient, name: str) -> str:
+        own_id = mount_id(volume)
+        try:
+            return client.mount(name, own_id)
+        except Refused:
+            # Perhaps for an earlier Mount by this ID, whose note a power cut took.
+            try:
+                client.unmount(name, own_id)
+                return client.mount(name, own_id)
+            except Refused as error:
+                self._notes.drop(volume.id)
+                raise Unavailable(f"plugin {client.name}: Mount: {error}") from error
 
-        An engine would bind whatever it is told: its own bundle for no path at all.
+    def _bind(self, answered: str, volume: Volume, client: PluginClient) -> None:
+        """Bind what the plugin answered; refuse what is no directory of its own.
+
+        An engine would take whatever it is told: for no path at all, its own bundle.
         """
         said = f"plugin {client.name} answers Mount with {quote(answered)}"
         if not answered.startswith("/") or "\0" in answered:
             raise Unavailable(f"{said}, which is no absolute path")
-        path = os.path.join(
-            os.path.realpath(os.path.dirname(answered.rstrip("/"))),
-            os.path.basename(answered.rstrip("/")),
-        )
-        kind = _kind(path)
-        if kind == "symbolic link":
-            path = os.path.realpath(path)
-            kind = _kind(path)
-        if kind != "directory":
-            raise Unavailable(f"{said}, which is {kind or 'not there'}, no directory")
-        if overlap(path, [self._place]) is not None:
-            raise Unavailable(f"{said}, which is volplugin's own")
-        return path
-
-    def _bind(self, source: str, volume: Volume) -> None:
-        flags = MountFlag.BIND | MountFlag.REC
-        mounts.mount(source, volume.mountpoint, "", flags=flags)
+        try:
+            # By a descriptor, which does not ask a file system whose daemon may hang.
+            found = os.open(answered, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"{said}: {error.strerror}") from error
+        try:
+            source = f"/proc/self/fd/{found}"
+            path = os.readlink(source)
+            if overlap(path, [self._place]) is not None:
+                raise Unavailable(f"{said}, which is, or is around, volplugin's own")
+            flags = MountFlag.BIND | MountFlag.REC
+            mounts.mount(source, volume.mountpoint, "", flags=flags)
+        finally:
+            os.close(found)
         table = mountinfo.read()
-        wanted = mountinfo.inside(source, table)
-        found = mountinfo.at(volume.mountpoint, table)
-        if found is None or wanted != (found.device, found.root):
-            raise Unavailable(f"{source}: it changed while it was being attached")
+        bound = mountinfo.at(volume.mountpoint, table)
+        if bound is None or mountinfo.inside(path, table) != (bound.device, bound.root):
+            raise Unavailable(f"{path}: it changed while it was being attached")
 
     def detach(self, spec: Spec, client: PluginClient, name: str) -> None:
         """Take back `attach`, whatever of it was done."""
         volume = spec.volume
         self._unbind(volume)
-        note = self._notes.read(volume.id)
-        if note is None:
+        path = self._notes.read(volume.id)
+        if path is None:
             return
         hit("plugin.unmount")
         try:
-            client.unmount(name, note.mount_id)
+            client.unmount(name, mount_id(volume))
         except Refused as error:
             # It knows nothing of this mount: it has started anew, or never made it.
-            self._clear_dead(note, f"plugin {client.name}: Unmount: {error}")
+            _clear_dead(path, f"plugin {client.name}: Unmount: {error}")
         hit("plugin.unmounted")
         self._notes.drop(volume.id)
 
-    def _clear_dead(self, note: MountNote, refusal: str) -> None:
-        """Unmount what a plugin that died has left at its mountpoint.
-
-        It keeps the next one from mounting there (rclone: "non-empty mountpoint").
-        Raise `Unavailable` where the mount is alive: then the refusal counts.
-        """
-        path = note.path.rstrip("/")
-        path = os.path.join(
-            os.path.realpath(os.path.dirname(path)), os.path.basename(path)
-        )
-        if not note.path or mountinfo.at(path, mountinfo.read()) is None:
+    def let_go(self, spec: Spec, client: PluginClient, name: str) -> None:
+        """Have the plugin unmount what it may still have mounted without a note."""
+        try:
+            client.unmount(name, mount_id(spec.volume))
+        except Refused:
             return
-        trouble = _trouble(path)
-        if trouble != _DEAD:
-            raise Unavailable(refusal)
-        _unmount(path)
 
     def _unbind(self, volume: Volume) -> None:
         path = volume.mountpoint
@@ -189,39 +189,42 @@ class Mounting:
         )
 
 
+def mount_id(volume: Volume) -> str:
+    """Return the volume's mount ID, in the form of a container's."""
+    return hashlib.sha256(f"volplugin {volume.id}".encode()).hexdigest()
+
+
 def _unmount(path: str) -> None:
     patience.outwait(lambda: mounts.unmount(path), _BUSY_LIMIT)
 
 
+def _clear_dead(answered: str, refusal: str) -> None:
+    """Unmount what a plugin that died has left at its mountpoint.
+
+    It keeps the next one from mounting there (rclone: "non-empty mountpoint"). Raise
+    `Unavailable` where the mount is alive: then the refusal counts.
+    """
+    path = answered.rstrip("/")
+    if not path:
+        return
+    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if mountinfo.at(path, mountinfo.read()) is None:
+        return
+    if _trouble(path) != _DEAD:
+        raise Unavailable(refusal)
+    _unmount(path)
+
+
 def _trouble(path: str) -> str | None:
-    """Say what is wrong with a mount that is there, None for nothing."""
-    # Of its file system, which is asked each time: the kernel may know the directory
-    # for a while after its daemon has died.
-    found, reason = _look(path, "--file-system", "%T")
-    return None if found else reason
-
-
-def _kind(path: str) -> str:
-    """Return what kind of file ``path`` is, "" for none."""
-    found, reason = _look(path, "%F")
-    if not found and reason != "No such file or directory":
-        raise Unavailable(f"look at {path}: {reason}")
-    return found
-
-
-def _look(path: str, *words: str) -> tuple[str, str]:
-    """Return what stat(1) finds by its format, the last of ``words``, or why nothing.
+    """Say what is wrong with a mount that is there, None for nothing.
 
     In a child process: a file system whose daemon hangs holds whoever looks at it.
-    Raise `Unavailable` if it takes too long.
     """
-    *options, wanted = words
-    command = ["stat", *options, f"--format={_FOUND}{wanted}", "--", path]
-    doing = f"look at {path}"
+    # Of its file system, which is asked each time: the kernel may know the directory
+    # for a while after its daemon has died.
+    words = ["stat", "--file-system", f"--format={_FOUND}", "--", path]
     try:
-        said = commands.run(command, limit=LOOK_LIMIT, doing=doing, ok=(0, 1)).strip()
+        said = commands.run(words, limit=LOOK_LIMIT, doing=f"look at {path}", ok=(0, 1))
     except VolpluginError as error:
-        raise Unavailable(str(error)) from error
-    if said.startswith(_FOUND):
-        return said.removeprefix(_FOUND), ""
-    return "", said.rpartition(": ")[2]
+        return str(error)
+    return None if said.startswith(_FOUND) else said.strip().rpartition(": ")[2]

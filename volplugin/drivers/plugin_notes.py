@@ -1,27 +1,17 @@
 """Notes of the mounts that we asked other plugins for, and are to take back.
 
-One JSON file a volume in the backend's place, named by the volume's id, written before
-the plugin is asked: whatever dies in between, the next look finds the mount ID. Notes
-outlive a boot, as plugins that mount again after one (rclone) still know the ID.
+One file a volume in the backend's place, named by the volume's id, made before the
+plugin is asked; it holds the path that the plugin answered, once it has. Notes outlive
+a boot, for plugins that mount again after one (rclone). None is synced: where a power
+cut takes one, the plugin refuses the next Mount or Remove, and is asked to unmount.
 """
 
-import json
 import os
 from typing import Final
-
-import attrs
 
 from volplugin.host import paths
 
 _FOLDER: Final = "mounts"
-
-
-@attrs.frozen(kw_only=True)
-class MountNote:
-    """A Mount that a plugin was asked for; ``path`` is "" until it has answered."""
-
-    mount_id: str
-    path: str = ""
 
 
 class MountNotes:
@@ -34,23 +24,22 @@ class MountNotes:
         """Make the folder of the notes."""
         paths.make_directories(self._folder, 0o700)
 
-    def read(self, volume_id: str) -> MountNote | None:
-        """Return the note of a volume, or None."""
+    def read(self, volume_id: str) -> str | None:
+        """Return where the plugin has mounted a volume, "" if it did not say, or None.
+
+        None is for a volume that it was not asked to mount.
+        """
         try:
             with open(self._path(volume_id), encoding="utf-8") as file:
-                return MountNote(**json.load(file))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None  # half of one is what a power cut left: nothing was asked yet
+                return file.read()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
 
-    def begin(self, volume_id: str, mount_id: str) -> MountNote:
-        """Note, to outlive a power cut, that a mount is about to be asked for."""
-        note = MountNote(mount_id=mount_id)
-        self._write(volume_id, note, sync=True)
-        return note
-
-    def answered(self, volume_id: str, note: MountNote, path: str) -> None:
-        """Note where the plugin has mounted it."""
-        self._write(volume_id, attrs.evolve(note, path=path), sync=False)
+    def write(self, volume_id: str, path: str) -> None:
+        """Note that a mount is about to be asked for, or was answered with ``path``."""
+        # In one write(2), of which a death leaves all or nothing.
+        with open(self._path(volume_id), "w", encoding="utf-8") as file:
+            file.write(path)
 
     def drop(self, volume_id: str) -> None:
         """Forget the mount; what is not there is success."""
@@ -58,18 +47,6 @@ class MountNotes:
             os.unlink(self._path(volume_id))
         except FileNotFoundError:
             return
-
-    def _write(self, volume_id: str, note: MountNote, *, sync: bool) -> None:
-        target = self._path(volume_id)
-        fresh = f"{target}.new"
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump(attrs.asdict(note), file)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(fresh, target)
-        if sync:
-            paths.sync(self._folder)
 
     def _path(self, volume_id: str) -> str:
         return os.path.join(self._folder, volume_id)
