@@ -100,6 +100,7 @@ class Plugin(Driver):
         if spec.options.adopt is None and not (is_asked and client.has(there)):
             self._make(spec, client, there)
         hit("plugin.created")
+        self._mounting.note_place(volume, client, there)
 
     def _require_as_wanted(self, spec: Spec, client: PluginClient, there: str) -> None:
         """Refuse what would make another's volume ours, or adopt what is not there."""
@@ -137,6 +138,7 @@ class Plugin(Driver):
             hit("plugin.removed")
         self._mounting.take_mountpoint(spec)
         hit("plugin.unguard")
+        self._mounting.forget(volume)
         self._claims.drop(volume)
         self._markers.drop(volume.name)
 

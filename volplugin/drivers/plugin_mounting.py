@@ -6,6 +6,7 @@ mount it once, by an ID that is the volume's own for life: an Unmount can be ask
 again whatever was forgotten in between.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -160,9 +161,19 @@ class Mounting:
             client.unmount(name, mount_id(volume))
         except Refused as error:
             # It knows nothing of this mount: it has started anew, or never made it.
-            _clear_dead(path, f"plugin {client.name}: Unmount: {error}")
+            where = path or self._notes.expected(volume.id)
+            _clear_dead(where, f"plugin {client.name}: Unmount: {error}")
         hit("plugin.unmounted")
         self._notes.drop(volume.id)
+
+    def note_place(self, volume: Volume, client: PluginClient, name: str) -> None:
+        """Note where the plugin will mount the volume, if it says so beforehand."""
+        with contextlib.suppress(Refused, Unavailable):
+            self._notes.expect(volume.id, client.get(name).mountpoint)
+
+    def forget(self, volume: Volume) -> None:
+        """Drop all notes of a volume that is gone."""
+        self._notes.forget(volume.id)
 
     def let_go(self, spec: Spec, client: PluginClient, name: str) -> None:
         """Have the plugin unmount what it may still have mounted without a note."""

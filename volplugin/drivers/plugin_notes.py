@@ -6,6 +6,7 @@ a boot, for plugins that mount again after one (rclone). None is synced: where a
 cut takes one, the plugin refuses the next Mount or Remove, and is asked to unmount.
 """
 
+import contextlib
 import os
 from typing import Final
 
@@ -43,10 +44,33 @@ class MountNotes:
 
     def drop(self, volume_id: str) -> None:
         """Forget the mount; what is not there is success."""
+        _unlink(self._path(volume_id))
+
+    def expect(self, volume_id: str, path: str) -> None:
+        """Note where the plugin will mount a volume, as it says beforehand."""
+        with open(self._expected(volume_id), "w", encoding="utf-8") as file:
+            file.write(path)
+
+    def expected(self, volume_id: str) -> str:
+        """Return where the plugin will mount a volume, "" if it did not say."""
         try:
-            os.unlink(self._path(volume_id))
-        except FileNotFoundError:
-            return
+            with open(self._expected(volume_id), encoding="utf-8") as file:
+                return file.read()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+
+    def forget(self, volume_id: str) -> None:
+        """Drop all notes of a volume."""
+        self.drop(volume_id)
+        _unlink(self._expected(volume_id))
+
+    def _expected(self, volume_id: str) -> str:
+        return f"{self._path(volume_id)}.expected"
 
     def _path(self, volume_id: str) -> str:
         return os.path.join(self._folder, volume_id)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
