@@ -13,6 +13,7 @@ import attrs
 
 from volplugin import accounting
 from volplugin.catalog import Catalog
+from volplugin.drivers.driver import ServedByOthers
 from volplugin.errors import InUse
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo, namespaces, processes
@@ -207,9 +208,18 @@ class Attachments:
             where = mountinfo.inside(volume.mountpoint, table)
             mount = mountinfo.at(volume.mountpoint, table)
             place = None if mount is None else mountinfo.place_of(mount, table)
-            return [] if where is None else namespaces.holders(*where, place)
+            users = [] if where is None else namespaces.holders(*where, place)
+            return self._besides_servers(volume, users) if users else users
 
         return await asyncio.to_thread(look)
+
+    def _besides_servers(self, volume: Volume, users: list[Process]) -> list[Process]:
+        """Leave out who serves the volume from a container of its own."""
+        backend = self._catalog.backends.get(volume.backend)
+        if backend is None or not isinstance(backend.driver, ServedByOthers):
+            return users
+        server = backend.driver.server_of(volume)
+        return users if server is None else namespaces.besides(users, server)
 
     async def _write(self, volume: Volume, mounts: Mounts) -> None:
         await self._catalog.store.commit(PutMounts(volume.name, mounts), sync=False)

@@ -213,3 +213,28 @@ def test_adopted_volume(engine: Engine, rclone: Rclone) -> None:
     engine.docker("volume", "rm", "ours")
     assert set(rclone.client.list()) == {"theirs"}
     engine.docker("volume", "rm", "theirs")
+
+
+def test_plugin_in_a_container(engine: Engine) -> None:
+    """What a plugin has mounted in a container of its own is no use of the volume."""
+    contained = Rclone(
+        engine.host.folder / "contained",
+        DOCKER_SOCKET.parent,
+        name="contained",
+        host=engine.host,
+        contained=True,
+    )
+    contained.start()
+    try:
+        create(engine, contained, "photos")
+        engine.docker.sleeper("one", "-v", "photos:/d")
+        engine.docker("exec", "one", "touch", "/d/x")
+        assert len(contained.mounts()) == 1
+        with pytest.raises(DockerError, match="in use"):
+            engine.docker("volume", "rm", "photos")
+        engine.docker("rm", "-f", "one")
+        assert contained.mounts() == []
+        engine.docker("volume", "rm", "photos")
+    finally:
+        contained.close()
+        engine.host.run("umount", contained.base)

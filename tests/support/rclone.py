@@ -15,16 +15,49 @@ from support.require import require
 _START_LIMIT: Final = 20.0  # seconds until it answers
 
 
+# As `docker run -v FOLDER/base:FOLDER/base:rshared` has it: a root of its own, from
+# which only what is mounted below the base reaches the host.
+_CONTAINER: Final = """
+set -e
+folder=$1 sockets=$2
+shift 2
+root=$folder/container
+mkdir -p "$root"
+mount --make-private "$(findmnt --noheadings --output TARGET --target "$root")"
+mount -t tmpfs root "$root"
+cd "$root"
+mkdir -p usr proc dev tmp ".$folder" ".$sockets"
+ln -s usr/bin usr/sbin usr/lib usr/lib64 .
+mount --bind /usr usr
+mount --bind /dev dev
+mount -t proc proc proc
+mount --bind "$folder" ".$folder"
+mount --bind "$folder/base" ".$folder/base"
+mount --bind "$sockets" ".$sockets"
+exec chroot . "$@"
+"""
+
+
 class Rclone:
     """rclone as the plugin ``NAME`` of the folder ``sockets``, in ``host`` if given.
 
-    Its volumes show ``remote``, a directory; all of its state is in ``folder``.
+    Its volumes show ``remote``, a directory; all of its state is in ``folder``. One
+    that is ``contained`` runs in a container, from which its mounts reach the host.
     """
 
     def __init__(
-        self, folder: Path, sockets: Path, *, name: str = "rclone", host: Host | None
+        self,
+        folder: Path,
+        sockets: Path,
+        *,
+        name: str = "rclone",
+        host: Host | None,
+        contained: bool = False,
     ) -> None:
         self.name = name
+        self._folder = folder
+        self._sockets = sockets
+        self._contained = contained
         self.remote = folder / "remote"
         self.base = folder / "base"
         self._cache = folder / "cache"
@@ -50,6 +83,17 @@ class Rclone:
             *("--base-dir", str(self.base), "--cache-dir", str(self._cache)),
             *("--config", "/dev/null", "--dir-cache-time", "0s", "-v"),
         ]
+        if self._contained:
+            assert self._host is not None
+            self._host.run("mount", "--bind", self.base, self.base)
+            # Else it is a peer of what it lies on, which would get each mount as well.
+            self._host.run("mount", "--make-private", self.base)
+            self._host.run("mount", "--make-shared", self.base)
+            command = [
+                *("unshare", "--mount", "--propagation", "unchanged"),
+                *("sh", "-c", _CONTAINER, "sh"),
+                *(str(self._folder), str(self._sockets), *command),
+            ]
         if self._host is not None:
             self._process = self._host.start(*command, log=self.log)
         else:

@@ -328,6 +328,18 @@ class TakesOver(Protocol):
         """
 
 
+@runtime_checkable
+class ServedByOthers(Protocol):
+    """A driver whose file systems are served by processes that are not its own."""
+
+    def server_of(self, volume: Volume) -> int | None:
+        """Return the process that serves the volume, if that can be told.
+
+        It may live in a container: what it has mounted there is no use of the volume.
+        Quick; may look at a socket.
+        """
+
+
 @attrs.frozen(kw_only=True)
 class Held:
     """A volume that is where a driver's own are, and may not be one of ours.

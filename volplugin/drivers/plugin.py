@@ -63,6 +63,10 @@ class Plugin(Driver):
         """Return the plugin that has the volume."""
         return volume.facts.get("plugin", "")
 
+    def server_of(self, volume: Volume) -> int | None:
+        """Return the plugin's process, as of `ServedByOthers`."""
+        return self._client(volume).server()
+
     def plan(self, name: str, volume_id: str, options: PluginOptions) -> Plan:
         plugin = self._plugin_of(options)
         passed(self._config, options)

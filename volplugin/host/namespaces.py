@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -52,6 +53,26 @@ def holders(
         if holder is not None:
             found[namespace] = holder
     return list(found.values())
+
+
+def besides(found: Sequence[Process], pid: int) -> list[Process]:
+    """Return ``found`` without those in the mount namespace of process ``pid``.
+
+    One that ended meanwhile stays: it holds nothing, and the next look tells.
+    """
+    namespace = _namespace_of(pid)
+    return [
+        process
+        for process in found
+        if namespace is None or _namespace_of(process.pid) != namespace
+    ]
+
+
+def _namespace_of(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return None
 
 
 def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:

@@ -19,7 +19,13 @@ from volplugin.logs import log
 from volplugin.parsers import quote
 from volplugin.plugins.breaker import Breaker
 from volplugin.plugins.discovery import Address, Folders
-from volplugin.plugins.transport import Answer, NoAnswer, NotSent, exchange
+from volplugin.plugins.transport import (
+    Answer,
+    NoAnswer,
+    NotSent,
+    exchange,
+    listener_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +34,7 @@ OTHER_LIMIT: Final = 45.0  # seconds; dockerd waits 60, we answer after 50
 
 _RESTART: Final = 3.0  # seconds in which a plugin that can't be reached may come back
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to reach it
+_LOOK: Final = 1.0  # seconds
 _SHOWN: Final = 400  # characters of what it says
 
 _READS: Final = frozenset({"Get", "List", "Path", "Capabilities"})
@@ -128,6 +135,13 @@ class PluginClient:
                     f"{refused}; {error}"
                 ) from error
         return True
+
+    def server(self) -> int | None:
+        """Return the plugin's process, if it is on this host and listens."""
+        try:
+            return listener_of(self._address(), limit=_LOOK)
+        except (NotSent, VolpluginError):
+            return None
 
     def is_failing(self) -> bool:
         """Tell whether the last call was not answered. From memory, no I/O."""

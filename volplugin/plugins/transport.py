@@ -72,6 +72,20 @@ def exchange(
         connected.close()
 
 
+def listener_of(address: Address, *, limit: float) -> int | None:
+    """Return the process that listens on a socket; None for one on another machine."""
+    if not address.path:
+        return None
+    try:
+        connected = _connected(address, time.monotonic() + limit)
+    except OSError:
+        return None
+    try:
+        return _peer(connected) or None  # 0 is one of another pid namespace
+    finally:
+        connected.close()
+
+
 def _request(
     address: Address, path: str, body: bytes, headers: Mapping[str, str]
 ) -> bytes:
@@ -190,13 +204,17 @@ def _wrapped(
 
 
 def _require_another(connected: socket.socket, address: Address) -> None:
-    # struct ucred of unix(7): the process that began to listen.
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    if struct.unpack("iII", raw)[0] == os.getpid():
+    if _peer(connected) == os.getpid():
         raise InvalidArgument(
             f"{address} is this volplugin itself: name another plugin, or create the "
             f"volume without plugin="
         )
+
+
+def _peer(connected: socket.socket) -> int:
+    """Return the process that began to listen: struct ucred of unix(7)."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("iII", raw)[0])
 
 
 def _left(deadline: float) -> float:
