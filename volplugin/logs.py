@@ -5,28 +5,18 @@ hold. The event loop only queues a record. Formatting and writing are the thread
 what does not fit is counted and told afterwards.
 """
 
-import contextlib
 import io
 import logging
 import os
-import queue
-import select
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, TextIO, TypeAlias
 
 from volplugin.errors import InvalidArgument
+from volplugin.linewriter import Descriptor, LineWriter, Sink
 from volplugin.loglines import FORMATS
 
 CAPACITY: Final = 10_000  # lines waiting to be written
-FLUSH_LIMIT: Final = 1.0  # seconds that `Writer.close` waits for them
-
-_GATHER: Final = 0.02  # seconds to wait for more lines after a first one
-_BATCH: Final = 256  # lines formatted before they are written
-_CHUNK: Final = 4096  # bytes: pipe(7) takes PIPE_BUF at once when poll(2) says so
-_LOOK_AGAIN: Final = 0.1  # seconds between looks at a stream that takes nothing
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -73,22 +63,19 @@ def setup(*, fmt: str, level: str, stream: TextIO | None = None) -> "Writer":
 class Writer(logging.Handler):
     """Queues records and writes them, until it is closed.
 
-    The thread is a daemon only so that a process that ends without `close` is not held
-    by it; `logging` closes every handler at exit, so what is queued is still written.
+    `logging` closes every handler at exit, so what is queued is still written.
     """
 
     def __init__(self, fmt: str, level: str, stream: TextIO | None) -> None:
         super().__init__()
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._lost = 0
-        self._lost_lock = threading.RLock()
-        self._ended = False
-        self._closing = threading.Event()
-        self._deadline = float("inf")
         self.reconfigure(fmt, level)
-        self._sink = _sink(stream, lambda: time.monotonic() > self._deadline)
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        self._lines: LineWriter[_Entry] = LineWriter(
+            "log",
+            lambda expired: _sink(stream, expired),
+            self._format,
+            self._format_lost,
+            CAPACITY,
+        )
 
     def reconfigure(self, fmt: str, level: str) -> None:
         """Change format and level; lines still queued are written in the new format."""
@@ -102,68 +89,32 @@ class Writer(logging.Handler):
         logging.getLogger(_OURS).setLevel(_LEVELS[level])
         logging.getLogger().setLevel(max(_LEVELS[level], logging.WARNING))
 
+    @property
+    def lost(self) -> int:
+        """How many lines were lost that the log does not tell of yet."""
+        return self._lines.lost
+
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it as lost when the queue is full."""
-        if self._ended or self._queue.qsize() >= CAPACITY:
-            self._lose(1)
-            return
         # Other libraries' arguments may change before the thread gets to them.
         message = _message(record) if record.args else str(record.msg)
-        self._queue.put((record, message))
+        self._lines.put((record, message))
 
     def close(self) -> None:
-        """Write what is queued, for at most `FLUSH_LIMIT`, and end the thread."""
-        with self._lost_lock:
-            if self._ended:
-                return
-            self._ended = True
+        """Write what is queued, as `LineWriter.close` does."""
         root = logging.getLogger()
         root.removeHandler(self)
+        if not self._lines.close():
+            return
         if not any(isinstance(handler, Writer) for handler in root.handlers):
             root.setLevel(logging.WARNING)
             logging.getLogger(_OURS).setLevel(logging.NOTSET)
-        self._deadline = time.monotonic() + FLUSH_LIMIT
-        self._closing.set()
-        self._queue.put(None)
-        self._thread.join(FLUSH_LIMIT + 2 * _LOOK_AGAIN)
         super().close()
 
-    def _lose(self, count: int) -> None:
-        with self._lost_lock:
-            self._lost += count
-
-    def _run(self) -> None:
-        try:
-            while self._write_batch():
-                pass
-        finally:
-            self._sink.close()
-
-    def _write_batch(self) -> bool:
-        """Write what waits, at least one line; return False when that was the last."""
-        entries = [self._queue.get()]
-        # Not at once: a thread that wakes for each line takes turns with the event
-        # loop, which then costs the server more than the line.
-        if self._queue.qsize() < _BATCH:
-            self._closing.wait(_GATHER)
-        with contextlib.suppress(queue.Empty):
-            while len(entries) < _BATCH:
-                entries.append(self._queue.get_nowait())
-        lines = [self._format(entry) for entry in entries if entry is not None]
-        for chunk, count in _chunks(lines):
-            if not self._sink.write(chunk):
-                self._lose(count)
-        self._tell_loss()
-        return None not in entries and time.monotonic() <= self._deadline
-
-    def _tell_loss(self) -> None:
-        with self._lost_lock:
-            lost, self._lost = self._lost, 0
-        if lost:
-            record = logging.LogRecord(__name__, logging.WARNING, "", 0, "", None, None)
-            record.fields = {"lines": lost}
-            if not self._sink.write(self._render(record, "log lines dropped")):
-                self._lose(lost)
+    def _format_lost(self, count: int) -> bytes:
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, "", None, None)
+        record.fields = {"lines": count}
+        return self._render(record, "log lines dropped")
 
     def _format(self, entry: _Entry) -> bytes:
         record, message = entry
@@ -175,44 +126,6 @@ class Writer(logging.Handler):
             )
             record.fields = {"event": message[:200], "error": type(error).__name__}
             return self._render(record, "log line without its fields")
-
-
-class _Descriptor:
-    """Writes to a file descriptor of its own, and waits no longer than it may."""
-
-    def __init__(self, descriptor: int, expired: Callable[[], bool]) -> None:
-        # A copy: were the stream closed, its number could be one of the store's files.
-        self._descriptor = os.dup(descriptor)
-        self._expired = expired
-        self._torn = False
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLOUT)
-
-    def write(self, data: bytes) -> bool:
-        """Write whole lines; return False where that fails or the time is up."""
-        left = memoryview(b"\n" + data if self._torn else data)
-        whole = len(left)
-        try:
-            while left:
-                if self._expired():
-                    return False
-                if self._poll.poll(_LOOK_AGAIN * 1000):
-                    left = left[self._write_some(left[:_CHUNK]) :]
-        except OSError:  # no reader, no space: the next lines may fare better
-            return False
-        finally:
-            self._torn = 0 < len(left) < whole or (self._torn and len(left) == whole)
-        return True
-
-    def _write_some(self, data: memoryview) -> int:
-        try:
-            return os.write(self._descriptor, data)
-        except BlockingIOError:  # made non-blocking by another process that has it
-            time.sleep(_LOOK_AGAIN)
-            return 0
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 class _Stream:
@@ -234,26 +147,14 @@ class _Stream:
         """Leave the stream to its owner."""
 
 
-def _sink(stream: TextIO | None, expired: Callable[[], bool]) -> _Descriptor | _Stream:
+def _sink(stream: TextIO | None, expired: Callable[[], bool]) -> Sink:
     if stream is None:  # the process was started without a stderr
         return _Stream(None)
     try:
-        return _Descriptor(stream.fileno(), expired)
+        # A copy: were the stream closed, its number could be one of the store's files.
+        return Descriptor(os.dup(stream.fileno()), expired)
     except (io.UnsupportedOperation, AttributeError, ValueError, OSError):
         return _Stream(stream)
-
-
-def _chunks(lines: Iterable[bytes]) -> Iterable[tuple[bytes, int]]:
-    """Join lines into as few writes as keep other processes' lines out of ours."""
-    chunk, count = b"", 0
-    for line in lines:
-        if chunk and len(chunk) + len(line) > _CHUNK:
-            yield chunk, count
-            chunk, count = b"", 0
-        chunk += line
-        count += 1
-    if chunk:
-        yield chunk, count
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -371,7 +371,7 @@ def test_lines_lost_to_a_failing_stream_are_told_when_it_works_again() -> None:
     for _ in range(10):
         log(logger, logging.INFO, "lost")
     limit = time.monotonic() + 10
-    while writer._lost < 10 and time.monotonic() < limit:
+    while writer.lost < 10 and time.monotonic() < limit:
         time.sleep(0.01)
     disk.full = False
     log(logger, logging.INFO, "kept")
