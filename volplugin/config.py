@@ -40,6 +40,7 @@ SCALARS: Final = (
     "usage-interval",
     "usage-marks",
     "follow-interval",
+    "record",
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 # A backend keeps its things in ROOT/NAME, beside the lock, the store, and the broken

@@ -12,7 +12,8 @@ def render(config: Config) -> str:
     top = attrs.asdict(config, recurse=False) | {
         "usage_marks": ",".join(map(str, config.usage_marks))
     }
-    lines = [toml.line(key, top[_attribute(key)]) for key in SCALARS]
+    scalars = {key: top[_attribute(key)] for key in SCALARS}
+    lines = [toml.line(*each) for each in scalars.items() if each[1] is not None]
     lines += ["", "[timeouts]"]
     lines += [
         toml.line(key, value) for key, value in attrs.asdict(config.timeouts).items()

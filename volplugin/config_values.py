@@ -190,6 +190,12 @@ class Config:
         default=(80, 95),
         unit="percent",
     )
+    record: str | None = option(
+        help="file that all calls of engines are recorded in, with their answers",
+        parse=absolute_path,
+        default=None,
+        unit="path",
+    )
     sockets: tuple[SocketConfig, ...] = (SocketConfig(),)
     timeouts: Timeouts = Timeouts()
     backends: Mapping[str, BackendConfig] = attrs.field(factory=dict)

@@ -1,6 +1,7 @@
 """HTTP on unix sockets: accept, count the live calls, drain; how a call is logged."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ from aiohttp import http_exceptions, web
 from volplugin.changes import Caller
 from volplugin.errors import VolpluginError
 from volplugin.logs import log
+from volplugin.recorder import Recorder
 from volplugin.sockets import Listener
 
 http_logger = logging.getLogger("volplugin.http")  # aiohttp's own voice
@@ -32,12 +34,18 @@ _WRITTEN: Final = 0.2  # seconds to write the last answers; idle connections wai
 
 
 class HttpServer:
-    """Has ``answer`` called for each request on any number of unix sockets."""
+    """Has ``answer`` called for each request on any number of unix sockets.
+
+    A ``recorder`` hears all that is said on them.
+    """
 
     def __init__(
-        self, answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+        self,
+        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        recorder: Recorder | None = None,
     ) -> None:
         self._answer = answer
+        self._recorder = recorder
         http_logger.addFilter(_without_clients_faults)
         self._http = web.Server(
             self._handle,
@@ -58,8 +66,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._listeners = listeners
         for listener in listeners:
+            make: Callable[[], asyncio.BaseProtocol] = self._http
+            if self._recorder is not None:
+                make = functools.partial(self._recorder.listen, make, listener.path)
             self._accepting.append(
-                await loop.create_server(self._http, sock=listener.socket, backlog=1024)
+                await loop.create_server(make, sock=listener.socket, backlog=1024)
             )
 
     async def drain(self, limit: float) -> bool:

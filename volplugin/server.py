@@ -16,6 +16,7 @@ from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, han
 from volplugin.logs import log
 from volplugin.manager import NAME, NAME_LIMIT, VolumeManager
 from volplugin.model import Client
+from volplugin.recorder import Recorder
 from volplugin.sockets import Listener
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,15 @@ class _Verb:
 class Server:
     """Answers the plugin protocol on any number of unix sockets.
 
-    ``doors`` say what each serves, by path; without one it serves everything.
+    ``doors`` say what each serves, by path; without one it serves everything. A
+    ``recorder`` hears all calls.
     """
 
     def __init__(
-        self, manager: VolumeManager, doors: Mapping[str, Door] | None = None
+        self,
+        manager: VolumeManager,
+        doors: Mapping[str, Door] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._manager = manager
         self._doors = doors or {}
@@ -78,7 +83,7 @@ class Server:
             "/VolumeDriver.List": _Verb(self._list, needs_body=False),
             "/VolumeDriver.Capabilities": _Verb(self._capabilities, needs_body=False),
         }
-        self._http = HttpServer(self._answer)
+        self._http = HttpServer(self._answer, recorder)
         self._list_answers: dict[Door, tuple[int, bytes]] = {}
 
     async def listen(self, listeners: Sequence[Listener]) -> None:

@@ -27,6 +27,7 @@ from volplugin.host import lockfile, paths, processes
 from volplugin.logs import Writer, log
 from volplugin.manager import VolumeManager
 from volplugin.operations import Operations
+from volplugin.recorder import Recorder, recording
 from volplugin.recovery import recover
 from volplugin.server import Server
 from volplugin.sockets import Listener, bind
@@ -60,22 +61,28 @@ def serve(config: Config, writer: Writer, reload: Callable[[], Config]) -> None:
     Raise `VolpluginError` or `StoreCorrupt` when it can't start.
     """
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
-    with locked_root(config.root):
+    with locked_root(config.root), recording(config.record) as recorder:
         store = Store(store_path(config.root))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if runner.run(_serve(config, writer, reload, store)):
+            if runner.run(_serve(config, writer, reload, store, recorder)):
                 # A thread that hangs in a system call can't be ended and would keep
                 # the interpreter from exiting, and its change can't be undone any
                 # more: the store is closed. All that was answered is in it.
                 log(logger, logging.ERROR, "exit with calls stuck in drivers")
+                if recorder is not None:
+                    recorder.close()
                 writer.close()
                 os._exit(0)
 
 
 async def _serve(
-    config: Config, writer: Writer, reload: Callable[[], Config], store: Store
+    config: Config,
+    writer: Writer,
+    reload: Callable[[], Config],
+    store: Store,
+    recorder: Recorder | None,
 ) -> bool:
-    return await _Service(config, writer, reload, store).run()
+    return await _Service(config, writer, reload, store, recorder).run()
 
 
 class _Service:
@@ -87,6 +94,7 @@ class _Service:
         writer: Writer,
         reload: Callable[[], Config],
         store: Store,
+        recorder: Recorder | None,
     ) -> None:
         self._config = config
         self._writer = writer
@@ -97,7 +105,7 @@ class _Service:
         self._core = Core(self._catalog, Attachments(self._catalog))
         changes = Changes()
         self._manager = VolumeManager(self._core, changes, config.timeouts)
-        self._server = Server(self._manager, _doors(config))
+        self._server = Server(self._manager, _doors(config), recorder)
         self._admin = admin.AdminServer(Operations(self._core, changes))
         self._followers = Followers(self._core, changes)
         self._loops: list[asyncio.Task[None]] = []
@@ -182,12 +190,15 @@ class _Service:
             kept = _sockets(self._config)
             if _sockets(config) != kept:
                 log(logger, logging.WARNING, "changed sockets need a restart")
+            if config.record != self._config.record:
+                # Connections that are open would have no ear.
+                log(logger, logging.WARNING, "a changed record needs a restart")
             await self._backends.reconfigure(config)
         except (VolpluginError, OSError) as error:
             for line in str(error).splitlines():
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
             return
-        self._config = attrs.evolve(config, **kept)
+        self._config = attrs.evolve(config, **kept, record=self._config.record)
         self._manager.timeouts = config.timeouts
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)

@@ -629,6 +629,7 @@ def configurations(draw: st.DrawFn) -> Config:
         admin_socket=draw(paths.map("/admin{}".format)),
         usage_interval=draw(times),
         follow_interval=draw(times),
+        record=draw(st.none() | paths),
         usage_marks=draw(st.sets(st.integers(1, 100)).map(sorted).map(tuple)),
         sockets=tuple(
             draw(st.lists(sockets, min_size=1, max_size=3, unique_by=lambda s: s.path))
@@ -680,6 +681,7 @@ def test_what_is_printed() -> None:
             SocketConfig(),
             SocketConfig(path="/run/x.sock", default_backend="a.b", scope="global"),
         ),
+        record="/var/tmp/calls",
     )
     assert render(config) == (
         """\
@@ -692,6 +694,7 @@ admin-socket = "/run/volplugin/admin.sock"
 usage-interval = 60.0
 usage-marks = "80,95"
 follow-interval = 30.0
+record = "/var/tmp/calls"
 
 [timeouts]
 create = 110.0

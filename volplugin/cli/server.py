@@ -8,6 +8,7 @@ import click
 from volplugin.cli.settings import EX_CONFIG, fail, load_or_fail, read, settings
 from volplugin.config_print import render
 from volplugin.errors import StoreCorrupt, VolpluginError
+from volplugin.redaction import WORDS
 
 
 @click.command(
@@ -15,6 +16,14 @@ from volplugin.errors import StoreCorrupt, VolpluginError
     "the configuration again: log settings, timeouts, and backends."
 )
 @settings
+@click.option(
+    "--record",
+    metavar="FILE",
+    help="Append every call on the plugin sockets and its answer to FILE, for a report "
+    "of a fault. Values of options and headers are blanked out where their names hold "
+    f"{', '.join(WORDS[:-1])} or {WORDS[-1]}. Read FILE before you show it to others: "
+    "it names volumes and directories.",
+)
 def serve(**flags: Any) -> None:
     """Answer engines on the plugin sockets until SIGTERM.
 

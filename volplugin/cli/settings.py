@@ -71,6 +71,7 @@ def read(flags: dict[str, Any]) -> Config:
         "sockets": flags.get("sockets") or None,
         "admin-socket": flags["admin_socket"],
         "log-format": flags.get("log_format"),
+        "record": flags.get("record"),
         "log-level": "debug"
         if flags.get("verbose")
         else "warning"
