@@ -12,6 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from volplugin import drivers
 from volplugin.config import Config
+from volplugin.doors import ANY_DOOR, Door
 from volplugin.drivers.driver import Driver, Lanes, Purges, Shares, Spec
 from volplugin.errors import InvalidArgument, VolpluginError, from_os_error
 from volplugin.logs import log
@@ -207,19 +208,41 @@ class Backends:
         """Return the backend ``name``, or None when it is not configured any more."""
         return self._by_name.get(name)
 
-    def pick(self, name: str | None, default: str | None = None) -> Backend:
-        """Return the backend that a user asked for, or the default one."""
-        wanted = name or default or self._default
+    def pick(self, name: str | None, door: Door = ANY_DOOR) -> Backend:
+        """Return the backend that a user asked for, or the default one of ``door``.
+
+        Raise `InvalidArgument` for one that is not there, or not to be used there.
+        """
+        wanted = name or door.default_backend or self._default
         backend = self._by_name.get(wanted)
         if backend is None:
             backend = self._by_name.get(drivers.ALIASES.get(wanted, wanted))
+        usable = [each.name for each in self.behind(door)]
         if backend is None:
             raise InvalidArgument(
                 f"driver={wanted}: there is no such driver or backend"
-                f"{nearest(wanted, self._by_name)}; there are "
-                f"{', '.join(sorted(self._by_name))}"
+                f"{nearest(wanted, usable)}; there are {', '.join(usable)}"
+            )
+        if not door.allows(backend.name):
+            raise InvalidArgument(
+                f"driver={wanted}: this socket serves volumes of {', '.join(usable)} "
+                f"alone: use another socket for those of {backend.name}"
+            )
+        if door.shared_only and not isinstance(backend.driver, Shares):
+            raise InvalidArgument(
+                f"driver={wanted}: this socket serves volumes of clusters alone, and "
+                f"those of {backend.name} are this host's: use another socket for them"
             )
         return backend
+
+    def behind(self, door: Door) -> list[Backend]:
+        """Return the backends that can be used through ``door``, by name."""
+        return [
+            backend
+            for name, backend in sorted(self._by_name.items())
+            if door.allows(name)
+            and (isinstance(backend.driver, Shares) or not door.shared_only)
+        ]
 
     def all(self) -> list[Backend]:
         """Return all backends."""

@@ -12,6 +12,8 @@ import attrs
 
 from volplugin import accounting, options
 from volplugin.backends import Backend, Backends
+from volplugin.doors import ANY_DOOR, Door
+from volplugin.drivers import SHARED
 from volplugin.drivers.driver import Spec
 from volplugin.errors import NotFound, Unavailable, VolpluginError
 from volplugin.model import Mounts, State, Volume
@@ -40,19 +42,19 @@ class Catalog:
         volume = self.store.volumes.get(name)
         return None if volume is None or volume.state is State.CREATING else volume
 
-    def get(self, name: str) -> Volume:
-        """Return the volume; raise `NotFound`."""
+    def get(self, name: str, door: Door = ANY_DOOR) -> Volume:
+        """Return the volume; raise `NotFound`, also where ``door`` does not show it."""
         volume = self.find(name)
-        if volume is None:
+        if volume is None or not is_shown(volume, door):
             raise NotFound("no such volume")
         return volume
 
-    def volumes(self) -> list[Volume]:
+    def volumes(self, door: Door = ANY_DOOR) -> list[Volume]:
         """Return all volumes that `get` would."""
         return [
             volume
             for volume in self.store.volumes.values()
-            if volume.state is not State.CREATING
+            if volume.state is not State.CREATING and is_shown(volume, door)
         ]
 
     def mounts(self, name: str) -> Mounts:
@@ -140,3 +142,13 @@ class Catalog:
     def forget_parsed(self) -> None:
         """Parse all options anew: drivers may have been replaced."""
         self._specs.clear()
+
+
+def is_shown(volume: Volume, door: Door) -> bool:
+    """Tell whether the volume exists for those who come through ``door``.
+
+    By the names in its record: its backend may not be configured any more.
+    """
+    return door.allows(volume.backend) and (
+        volume.driver in SHARED or not door.shared_only
+    )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import attrs
 
-from volplugin import failpoints, toml
+from volplugin import config_doors, failpoints, toml
 from volplugin.config_values import BackendConfig, Config, SocketConfig, Timeouts
 from volplugin.errors import InvalidArgument
 from volplugin.options import nearest, read
@@ -249,13 +249,20 @@ class _Loader:
 
     def finish(self) -> Config:
         """Check what only all sources together can tell, and make the value."""
-        sockets = tuple(self._sockets) or Config().sockets
-        config = Config(**self._values, sockets=sockets, backends=self._backends)
-        for socket in sockets:
-            self._check_socket(socket, config)
-        self._find_backend(
-            config.default_backend, self._default_from or "default-backend"
+        config = Config(**self._values, backends=self._backends)
+        names = config_doors.Names(
+            backends=self._backends,
+            aliases=self._aliases,
+            shared=self._shared,
+            doubtful=self._doubtful,
+            faults=self._faults,
         )
+        sockets = tuple(
+            config_doors.settle(socket, config.default_backend, names)
+            for socket in self._sockets or config.sockets
+        )
+        config = attrs.evolve(config, sockets=sockets)
+        names.find(config.default_backend, self._default_from or "default-backend")
         if any(socket.path == config.admin_socket for socket in sockets):
             self._faults.append(
                 f"admin-socket: {config.admin_socket} is a socket for engines too; "
@@ -264,40 +271,6 @@ class _Loader:
         if self._faults:
             raise InvalidArgument("\n".join(self._faults))
         return config
-
-    def _check_socket(self, socket: SocketConfig, config: Config) -> None:
-        wanted = socket.default_backend or config.default_backend
-        place = f"socket {socket.path}: "
-        # A faulty default for all sockets was told of once.
-        told = None if socket.default_backend is None else f"{place}default-backend"
-        backend = self._find_backend(wanted, told)
-        if (
-            backend is not None
-            and socket.scope == "global"
-            and backend.driver not in self._shared
-        ):
-            self._faults.append(
-                f"{place}scope: a global socket serves shared backends "
-                f"alone, and its default backend {quote(wanted)} is of driver "
-                f"{backend.driver}: give it a default-backend of driver "
-                f"{' or '.join(sorted(self._shared))}"
-            )
-
-    def _find_backend(self, wanted: str, where: str | None) -> BackendConfig | None:
-        """Return a backend by its name or its driver's other one.
-
-        That there is none is a fault of ``where``, unless the backend's own was told.
-        """
-        name = wanted if wanted in self._backends else self._aliases.get(wanted, wanted)
-        found = self._backends.get(name)
-        is_told = self._doubtful is None or wanted in self._doubtful
-        if found is None and where is not None and not is_told:
-            self._faults.append(
-                f"{where}: there is no backend "
-                f"{quote(wanted)}{nearest(wanted, self._backends)}; "
-                f"there are {', '.join(sorted(self._backends))}"
-            )
-        return found
 
     def _choices(self) -> str:
         return f"the drivers are {', '.join(self._drivers)}"

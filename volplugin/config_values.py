@@ -16,6 +16,7 @@ from volplugin.options import (
     choice,
     identity,
     mode,
+    name_list,
     option,
     seconds,
     text,
@@ -87,6 +88,13 @@ class SocketConfig:
         default=None,
         shown="the one for all sockets",
         unit="name",
+    )
+    backends: tuple[str, ...] | None = option(
+        help="what can be used here, and all that is shown",
+        parse=name_list,
+        default=None,
+        shown="all",
+        unit="list of names",
     )
     scope: str = option(
         help="local, or global: serve shared backends alone (rbd, cephfs), and say so",

@@ -14,7 +14,7 @@ import attrs
 from volplugin import options
 from volplugin.attachments import Attachments
 from volplugin.backends import Backend
-from volplugin.catalog import Catalog
+from volplugin.catalog import Catalog, is_shown
 from volplugin.creating import Creator
 from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import (
@@ -28,7 +28,7 @@ from volplugin.failpoints import hit
 from volplugin.logs import log
 from volplugin.model import State, Volume
 from volplugin.resizing import Resizer
-from volplugin.sharing import Sharing, is_shared, require_shared
+from volplugin.sharing import Sharing, is_shared
 from volplugin.store.store import DropVolume, PutVolume
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,8 @@ class Core:
         """
         common = options.split_common(asked)
         if common.help:
-            raise InvalidArgument(self._help(common.backend, door.default_backend))
-        backend = self._backends.pick(common.backend, door.default_backend)
-        if door.shared_only:
-            require_shared(backend)
+            raise InvalidArgument(self._help(common.backend, door))
+        backend = self._backends.pick(common.backend, door)
         parsed: Any = options.parse(
             backend.driver.Options,
             common.rest,
@@ -67,7 +65,7 @@ class Core:
         )
         known = await self._known(backend, name)
         if known is not None:
-            self._require_same(known, backend, common.backend, parsed)
+            self._require_same(known, backend, common.backend, parsed, door)
             return False
         try:
             await self.creator.make(name, backend, common.rest, parsed)
@@ -77,7 +75,7 @@ class Core:
             known = self._store.volumes.get(name)
             if known is None or known.state is not State.READY:
                 raise
-            self._require_same(known, backend, common.backend, parsed)
+            self._require_same(known, backend, common.backend, parsed, door)
             return False
         return True
 
@@ -102,17 +100,31 @@ class Core:
             known = self._store.volumes.get(name)
         return known
 
-    def _help(self, backend: str | None, default: str | None) -> str:
-        driver = self._backends.pick(backend, default).driver
+    def _help(self, backend: str | None, door: Door) -> str:
+        driver = self._backends.pick(backend, door).driver
+        told = f"options of driver {driver.name}:\n{options.describe(driver.Options)}"
+        names = [each.name for each in self._backends.behind(door)]
+        if len(names) == 1:
+            return told
         return (
-            f"options of driver {driver.name}:\n{options.describe(driver.Options)}\n"
-            f"for another driver or backend: -o driver=NAME -o help; there are "
-            f"{', '.join(sorted(b.name for b in self._backends.all()))}"
+            f"{told}\nfor another driver or backend: -o driver=NAME -o help; there are "
+            f"{', '.join(names)}"
         )
 
     def _require_same(
-        self, known: Volume, backend: Backend, asked: str | None, parsed: Any
+        self,
+        known: Volume,
+        backend: Backend,
+        asked: str | None,
+        parsed: Any,
+        door: Door,
     ) -> None:
+        if not is_shown(known, door):
+            raise AlreadyExists(
+                f"a volume of backend {known.backend} has this name, which this socket "
+                f"does not show: choose another name, or remove that one through a "
+                f"socket that serves {known.backend}"
+            )
         if known.backend != backend.name:
             raise AlreadyExists(
                 f"it exists with other options: driver is {known.backend}, "
@@ -125,13 +137,13 @@ class Core:
                 f"first, or use another name"
             )
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, door: Door = ANY_DOOR) -> None:
         """Remove the volume; raise `InUse` naming who holds it.
 
         A failed removal leaves the volume as it was. Where its cluster does not answer
         any more, nobody knows how far it came: it is settled when that does again.
         """
-        volume = self.catalog.get(name)
+        volume = self.catalog.get(name, door)
         if volume.state is State.REMOVING:
             await self.finish_removal(volume)
             return

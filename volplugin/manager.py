@@ -14,11 +14,9 @@ from volplugin.changes import Caller, Changes
 from volplugin.config import Timeouts
 from volplugin.core import Core
 from volplugin.doors import ANY_DOOR, Door
-from volplugin.drivers import SHARED
 from volplugin.errors import (
     DeadlineExceeded,
     InvalidArgument,
-    NotFound,
     Unavailable,
     VolpluginError,
 )
@@ -55,26 +53,13 @@ class VolumeManager:
 
     def get(self, name: str, door: Door = ANY_DOOR) -> tuple[Volume, dict[str, Any]]:
         """Return the volume and its Status; raise `NotFound`."""
-        volume = self._visible(name, door)
-        return volume, self._core.catalog.status(volume)
-
-    def _visible(self, name: str, door: Door) -> Volume:
         require_name(name)
-        volume = self._core.catalog.get(name)
-        if door.shared_only and not self._is_shared(volume):
-            raise NotFound("no such volume")
-        return volume
-
-    def _is_shared(self, volume: Volume) -> bool:
-        # By the driver's name: the backend may not be configured any more.
-        return volume.driver in SHARED
+        volume = self._core.catalog.get(name, door)
+        return volume, self._core.catalog.status(volume)
 
     def volumes(self, door: Door = ANY_DOOR) -> list[Volume]:
         """Return all volumes that ``door`` shows."""
-        found = self._core.catalog.volumes()
-        if door.shared_only:
-            return [volume for volume in found if self._is_shared(volume)]
-        return found
+        return self._core.catalog.volumes(door)
 
     @property
     def generation(self) -> int:
@@ -83,7 +68,8 @@ class VolumeManager:
 
     def path(self, name: str, door: Door = ANY_DOOR) -> str:
         """Return where the volume is once it is mounted; raise `NotFound`."""
-        return self._visible(name, door).mountpoint
+        require_name(name)
+        return self._core.catalog.get(name, door).mountpoint
 
     # Changes
 
@@ -115,11 +101,9 @@ class VolumeManager:
     ) -> None:
         """Remove the volume; raise `InUse` while it is mounted, naming by whom."""
         require_name(name)
-        if door.shared_only:
-            self._visible(name, door)
         limit = self._limit(self.timeouts.other, client)
         await self._changes.run(
-            name, lambda: self._core.remove(name), limit=limit, caller=caller
+            name, lambda: self._core.remove(name, door), limit=limit, caller=caller
         )
 
     async def mount(
@@ -137,20 +121,23 @@ class VolumeManager:
         """
         require_name(name)
         require_id(holder_id)
-        if door.shared_only:
-            self._visible(name, door)
         limit = self._limit(self.timeouts.mount, client)
+
+        async def mount() -> str:
+            life = self._in_this_life(client)
+            return await self._mount(name, holder_id, life, caller, door)
+
         return await self._changes.run(
             name,
-            lambda: self._mount(name, holder_id, self._in_this_life(client), caller),
+            mount,
             limit=limit,
             caller=caller,
         )
 
     async def _mount(
-        self, name: str, holder_id: str, client: Client, caller: Caller
+        self, name: str, holder_id: str, client: Client, caller: Caller, door: Door
     ) -> str:
-        volume = self._core.catalog.get(name)
+        volume = self._core.catalog.get(name, door)
         if volume.state is not State.READY:
             raise Unavailable("it is being removed")
         before = self._core.catalog.mounts(name)

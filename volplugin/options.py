@@ -15,14 +15,16 @@ import attrs
 
 from volplugin.errors import InvalidArgument, Unsupported, VolpluginError
 from volplugin.parsers import (
+    ListOf,
     absolute_path,
     boolean,
     choice,
     count,
     identity,
     mode,
+    name_list,
     nearest,
-    pairs,
+    pair_list,
     path_list,
     quote,
     ratio,
@@ -42,9 +44,10 @@ __all__ = [
     "differences",
     "identity",
     "mode",
+    "name_list",
     "nearest",
     "option",
-    "pairs",
+    "pair_list",
     "parse",
     "parse_settings",
     "path_list",
@@ -141,8 +144,8 @@ def parse(cls: type[T], raw: Mapping[str, str], *, subject: str) -> T:
 def parse_settings(cls: type[T], raw: Mapping[str, object], subject: str) -> T:
     """Make an instance of ``cls`` from a table of the configuration file.
 
-    As `parse`, but values may also be TOML's numbers, booleans, and, for `path_list`,
-    lists.
+    As `parse`, but values may also be TOML's numbers, booleans, and, for a parser that
+    is a `ListOf`, lists of texts.
     """
     return _make(cls, raw, subject, "setting")
 
@@ -325,11 +328,10 @@ def _value(parse: Callable[[Any], Any], value: object) -> Any:
         return parse(str(value))
     if isinstance(value, float):
         return parse(f"{Decimal(repr(value)):f}")  # never with an exponent
-    if isinstance(value, list | tuple) and parse in (path_list, pairs):
-        if all(isinstance(item, str) for item in value):
-            return parse(value)
-        raise InvalidArgument(f"{quote(value)} is not a list of texts")
+    if isinstance(value, list | tuple) and isinstance(parse, ListOf):
+        return parse(value)
     kind = {"list": "list", "dict": "table"}.get(
         type(value).__name__, "value like this"
     )
-    raise InvalidArgument(f"a {kind} does not fit here; give a text or a number")
+    right = "list" if isinstance(parse, ListOf) else "number"
+    raise InvalidArgument(f"a {kind} does not fit here; give a text or a {right}")

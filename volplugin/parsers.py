@@ -10,10 +10,14 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+import attrs
 
 from volplugin import sizes
 from volplugin.errors import InvalidArgument
+
+T = TypeVar("T")
 
 _LARGEST_ID: Final = 2**32 - 2  # chown(2) takes -1, 2**32-1, for "leave as it is"
 _LONGEST_PATH: Final = 4095  # bytes: the kernel's PATH_MAX, 4096, counts the final NUL
@@ -109,23 +113,12 @@ def absolute_path(text: str) -> str:
     return path or "/"
 
 
-def path_list(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Parse absolute paths separated by ``,``, or a list of them; "" is none."""
-    paths = (text.split(",") if text else []) if isinstance(text, str) else text
-    return tuple(absolute_path(path) for path in paths)
-
-
-def pairs(text: str | Sequence[str]) -> dict[str, str]:
-    """Parse ``KEY=VALUE``, one or a list of them, as of ``docker volume create -o``."""
-    found: dict[str, str] = {}
-    for pair in (text,) if isinstance(text, str) else text:
-        key, separator, value = pair.partition("=")
-        if not key or not separator:
-            raise InvalidArgument(f"{quote(pair)} is not KEY=VALUE")
-        if key in found:
-            raise InvalidArgument(f"{quote(key)} is there twice; give it once")
-        found[key] = value
-    return found
+def pair(text: str) -> tuple[str, str]:
+    """Parse ``KEY=VALUE``, as ``docker volume create -o`` takes it."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise InvalidArgument(f"{quote(text)} is not KEY=VALUE")
+    return key, value
 
 
 def text(text: str) -> str:
@@ -137,6 +130,31 @@ def text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"{quote(text)} is not valid UTF-8") from error
     return text
+
+
+@attrs.frozen
+class ListOf(Generic[T]):
+    """A parser of lists: texts separated by ``,``, "" is none; or a list of texts.
+
+    ``item`` parses each of them. Where items may hold a comma, a text ``is_one``.
+    """
+
+    item: Callable[[str], T]
+    is_one: bool = False
+
+    def __call__(self, given: str | Sequence[str]) -> tuple[T, ...]:
+        """Parse the list."""
+        if isinstance(given, str):
+            texts = [given] if self.is_one else given.split(",")
+            given = texts if given else []
+        if not all(isinstance(item, str) for item in given):
+            raise InvalidArgument(f"{quote(given)} is not a list of texts")
+        return tuple(self.item(item) for item in given)
+
+
+path_list: Final = ListOf(absolute_path)
+name_list: Final = ListOf(text)
+pair_list: Final = ListOf(pair, is_one=True)
 
 
 def seconds(text: str) -> float:

@@ -20,7 +20,7 @@ from volplugin.catalog import Catalog
 from volplugin.changes import Changes
 from volplugin.config import Config
 from volplugin.core import Core
-from volplugin.doors import Door
+from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import VolpluginError
 from volplugin.following import Followers
 from volplugin.host import lockfile, paths, processes
@@ -208,14 +208,15 @@ class _Service:
 
 def _doors(config: Config) -> dict[str, Door]:
     """Return what each socket serves that does not serve all."""
-    return {
+    doors = {
         socket.path: Door(
             default_backend=socket.default_backend,
+            backends=socket.backends,
             shared_only=socket.scope == "global",
         )
         for socket in config.sockets
-        if socket.default_backend is not None or socket.scope == "global"
     }
+    return {path: door for path, door in doors.items() if door != ANY_DOOR}
 
 
 def _sockets(config: Config) -> dict[str, Any]:

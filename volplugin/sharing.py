@@ -14,7 +14,7 @@ import attrs
 from volplugin.backends import Backend
 from volplugin.catalog import Catalog
 from volplugin.drivers.driver import Shares
-from volplugin.errors import InUse, InvalidArgument
+from volplugin.errors import InUse
 from volplugin.logs import log
 from volplugin.model import State, Volume
 from volplugin.store.store import DropVolume, PutVolume
@@ -154,18 +154,6 @@ class Sharing:
             "a shared volume is not as the cluster says",
             volume=volume.name,
             reason=event,
-        )
-
-
-def require_shared(backend: Backend) -> None:
-    """Raise `InvalidArgument` for a backend that a socket of scope global must refuse.
-
-    An engine takes all of that socket's volumes for those of every host.
-    """
-    if not is_shared(backend):
-        raise InvalidArgument(
-            f"driver={backend.name}: this socket serves volumes of clusters alone, and "
-            f"those of {backend.name} are this host's: use another socket for them"
         )
 
 

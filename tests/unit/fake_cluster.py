@@ -485,7 +485,7 @@ def runner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(drivers, "NAMES", ("plain",))
     monkeypatch.setattr(drivers, "SHARED", ("shared",))
     monkeypatch.setattr(drivers, "ALIASES", {"krbd": "ceph"})
-    monkeypatch.setattr("volplugin.manager.SHARED", ("shared",))
+    monkeypatch.setattr("volplugin.catalog.SHARED", ("shared",))
     CLUSTERS.clear()
 
     async def checked(test: Test) -> None:

@@ -549,6 +549,119 @@ def test_a_socket_of_a_faulty_backend(faults: Callable[..., list[str]]) -> None:
     assert len(faults(text)) == 1
 
 
+# Sockets of some backends alone
+
+
+@pytest.mark.parametrize("given", ["['tmpfs']", "'tmpfs'", "['ram']", "'ram,tmpfs'"])
+def test_a_socket_of_one_backend(loaded: Load, given: str) -> None:
+    """It needs no default of its own: there is one choice."""
+    (socket,) = loaded(f"[socket.s]\npath = '/s'\nbackends = {given}").sockets
+    assert socket.backends == ("tmpfs",)
+    assert socket.default_backend == "tmpfs"
+
+
+def test_a_socket_of_some_backends(loaded: Load) -> None:
+    """Drivers and backends, by their own names; everyone's default is one of them."""
+    (socket,) = loaded(
+        "[socket.s]\npath = '/s'\nbackends = ['ram', 'a', 'local', 'tmpfs']\n"
+        "[backend.a]\ndriver = 'plain'"
+    ).sockets
+    assert socket.backends == ("tmpfs", "a", "local")
+    assert socket.default_backend == "local"
+
+
+def test_a_socket_of_some_backends_with_a_default(loaded: Load) -> None:
+    """The default is named as the user did, be it by another name."""
+    for default in ("plain", "tmpfs", "ram"):
+        (socket,) = loaded(
+            "[socket.s]\npath = '/s'\nbackends = 'plain,ram'\n"
+            f"default-backend = '{default}'"
+        ).sockets
+        assert socket.default_backend == default
+
+
+def test_a_socket_of_all_backends(loaded: Load) -> None:
+    """So it is where nothing is said."""
+    (socket,) = loaded("[socket.s]\npath = '/s'").sockets
+    assert socket.backends is None
+
+
+def test_a_global_socket_of_some_backends(loaded: Load) -> None:
+    """All of them are of drivers that share."""
+    (socket,) = loaded(
+        "[socket.s]\npath = '/s'\nscope = 'global'\nbackends = ['ram']"
+    ).sockets
+    assert (socket.backends, socket.default_backend) == (("tmpfs",), "tmpfs")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (
+            "backends = ['tmpsf', 'plain']",
+            "socket /s: backends: there is no backend 'tmpsf'; did you mean 'tmpfs'?; "
+            "there are local, plain, tmpfs",
+        ),
+        (
+            "backends = 'plain, tmpfs'\ndefault-backend = 'plain'",
+            "socket /s: backends: there is no backend ' tmpfs'; did you mean 'tmpfs'?; "
+            "there are local, plain, tmpfs",
+        ),
+        (
+            "backends = []",
+            "socket /s: backends: the list is empty; name one at least, or leave it "
+            "out",
+        ),
+        (
+            "backends = ''",
+            "socket /s: backends: the list is empty; name one at least, or leave it "
+            "out",
+        ),
+        ("backends = [1]", "FILE: socket.s.backends: [1] is not a list of texts"),
+        (
+            "backends = {a = 1}",
+            "FILE: socket.s.backends: a table does not fit here; give a text or a list",
+        ),
+        (
+            "backends = ['plain', 'tmpfs']",
+            "socket /s: default-backend: missing; everyone's is 'local', which is not "
+            "among this socket's backends: give it one of plain, tmpfs",
+        ),
+        (
+            "backends = ['tmpfs']\ndefault-backend = 'plain'",
+            "socket /s: default-backend: 'plain' is not among this socket's backends: "
+            "give it one of tmpfs",
+        ),
+        (
+            "backends = ['tmpfs']\ndefault-backend = 'plian'",
+            "socket /s: default-backend: there is no backend 'plian'; did you mean "
+            "'plain'?; there are local, plain, tmpfs",
+        ),
+        (
+            "backends = ['tmpfs', 'plain']\ndefault-backend = 'ram'\nscope = 'global'",
+            "socket /s: backends: a global socket serves shared backends alone, and "
+            "plain is of driver plain: leave it out; those of driver tmpfs can be "
+            "there",
+        ),
+    ],
+)
+def test_backends_that_a_socket_can_not_have(
+    faults: Callable[..., list[str]], lines: str, fault: str
+) -> None:
+    """The fault names the socket and the value, and is told once."""
+    assert faults(f"[socket.s]\npath = '/s'\n{lines}") == [fault]
+
+
+def test_a_socket_of_backends_and_a_faulty_default_for_all(
+    faults: Callable[..., list[str]],
+) -> None:
+    """Everyone's default is told of once, and no other fault is made of it."""
+    text = "default-backend = 'x'\n[socket.s]\npath = '/s'\nbackends = "
+    for backends in ("'tmpfs'", "'tmpfs,plain'"):
+        (fault,) = faults(text + backends)
+        assert fault.startswith("FILE: default-backend: there is no backend 'x'")
+
+
 # Other names of drivers
 
 
@@ -588,12 +701,19 @@ sockets = st.builds(
     owner=accounts,
     group=accounts,
     default_backend=st.sampled_from([None, "local", "plain", "tmpfs", "ram"]),
+    backends=st.none(),
 ).flatmap(
     lambda socket: st.sampled_from(
         [socket, attrs.evolve(socket, scope="global")]
         if socket.default_backend in {"tmpfs", "ram"}
         else [socket]
     )
+)
+limited = st.builds(
+    SocketConfig,
+    path=paths,
+    default_backend=st.sampled_from(["tmpfs", "ram"]),
+    backends=st.sampled_from([("tmpfs",), ("plain", "tmpfs"), ("tmpfs", "local")]),
 )
 local = st.fixed_dictionaries(
     {}, optional={"allow": st.lists(paths, max_size=3), "label": lines}
@@ -632,7 +752,14 @@ def configurations(draw: st.DrawFn) -> Config:
         record=draw(st.none() | paths),
         usage_marks=draw(st.sets(st.integers(1, 100)).map(sorted).map(tuple)),
         sockets=tuple(
-            draw(st.lists(sockets, min_size=1, max_size=3, unique_by=lambda s: s.path))
+            draw(
+                st.lists(
+                    sockets | limited,
+                    min_size=1,
+                    max_size=3,
+                    unique_by=lambda s: s.path,
+                )
+            )
         ),
         timeouts=draw(
             st.builds(
@@ -679,7 +806,12 @@ def test_what_is_printed() -> None:
         },
         sockets=(
             SocketConfig(),
-            SocketConfig(path="/run/x.sock", default_backend="a.b", scope="global"),
+            SocketConfig(
+                path="/run/x.sock",
+                default_backend="a.b",
+                backends=("a.b", "ceph"),
+                scope="global",
+            ),
         ),
         record="/var/tmp/calls",
     )
@@ -716,6 +848,7 @@ mode = "0660"
 owner = "root"
 group = "root"
 default-backend = "a.b"
+backends = ["a.b", "ceph"]
 scope = "global"
 
 [backend."a.b"]

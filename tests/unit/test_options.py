@@ -305,6 +305,10 @@ def test_a_contradiction_is_refused(swap: bool) -> None:
         (options.absolute_path, "/" + "x" * 4094, "/" + "x" * 4094),
         (options.path_list, "", ()),
         (options.path_list, "/a,/b/", ("/a", "/b")),
+        (options.path_list, ["/a", "/b,c/"], ("/a", "/b,c")),
+        (options.name_list, "", ()),
+        (options.name_list, "a,b", ("a", "b")),
+        (options.name_list, ("a,b", "c"), ("a,b", "c")),
         (options.text, "", ""),
         (options.text, "größe 1", "größe 1"),
         (options.seconds, "5", 5.0),
@@ -312,7 +316,7 @@ def test_a_contradiction_is_refused(swap: bool) -> None:
         (options.count, "64k", 65536),
     ],
 )
-def test_parsers_take(parser: Any, given: str, value: object) -> None:
+def test_parsers_take(parser: Any, given: object, value: object) -> None:
     """Each parser's right texts give their values."""
     assert parser(given) == value
 
@@ -336,6 +340,7 @@ def test_parsers_take(parser: Any, given: str, value: object) -> None:
         *((options.absolute_path, bad) for bad in ("/a//", "/a\0", "/a\nb", "/\ud800")),
         *((options.absolute_path, bad) for bad in ("/" + "x" * 4095, "/" + "é" * 2048)),
         *((options.path_list, bad) for bad in (",", "/a,", "/a,b", "/a, /b")),
+        *((options.name_list, bad) for bad in ("a,\n;", "\udc80")),
         *((options.text, bad) for bad in ("a\0", "a\nb", "\x1b[31m", "\x85", "\udc80")),
         *(
             (options.seconds, bad)

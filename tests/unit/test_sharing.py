@@ -33,6 +33,7 @@ from volplugin.recovery import recover
 from volplugin.store.store import PutVolume, Store
 
 GLOBAL = Door(shared_only=True)
+PLAIN = Door(default_backend="plain", backends=("plain",))
 
 
 @pytest.fixture
@@ -845,6 +846,104 @@ def test_a_global_door_shows_shared_volumes_alone(run: Run) -> None:
         assert await manager.mount("shared", "id", ENGINE, Caller(), GLOBAL)
         await manager.unmount("shared", "id", ENGINE, Caller())
         await manager.remove("shared", ENGINE, Caller(), GLOBAL)
+
+    run(test)
+
+
+def test_a_door_of_some_backends_makes_no_others(run: Run) -> None:
+    """What it refuses is named, with what it takes; its help lists no more."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        with pytest.raises(InvalidArgument) as caught:
+            await host.create("v", PLAIN, driver="ceph")
+        assert str(caught.value) == (
+            "driver=ceph: this socket serves volumes of plain alone: use another "
+            "socket for those of ceph"
+        )
+        with pytest.raises(InvalidArgument, match="driver=krbd: this socket serves"):
+            await host.create("v", PLAIN, driver="krbd")
+        with pytest.raises(InvalidArgument) as caught:
+            await host.create("v", PLAIN, driver="plian")
+        assert str(caught.value) == (
+            "driver=plian: there is no such driver or backend; did you mean 'plain'?; "
+            "there are plain"
+        )
+        with pytest.raises(InvalidArgument, match="driver=ceph: this socket serves"):
+            await host.create("v", PLAIN, driver="ceph", help="")
+        with pytest.raises(InvalidArgument) as caught:
+            await host.create("v", PLAIN, help="")
+        assert str(caught.value).startswith("options of driver plain:")
+        assert "ceph" not in str(caught.value)
+        assert at(host, "v") is None
+        await host.create("v", PLAIN)
+        assert host.catalog.get("v").backend == "plain"
+
+    run(test)
+
+
+def test_a_door_of_some_backends_shows_no_others(run: Run) -> None:
+    """They do not exist there, for no verb; but Unmount is always possible."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("shared")
+        await host.create("mine", PLAIN)
+        manager = host.manager
+        assert [v.name for v in manager.volumes(PLAIN)] == ["mine"]
+        for look in (manager.get, manager.path):
+            look("mine", PLAIN)
+            with pytest.raises(NotFound):
+                look("shared", PLAIN)
+        with pytest.raises(NotFound):
+            await manager.remove("shared", ENGINE, Caller(), PLAIN)
+        with pytest.raises(NotFound):
+            await manager.mount("shared", "id", ENGINE, Caller(), PLAIN)
+        assert not host.catalog.mounts("shared").holders
+        await manager.mount("shared", "id", ENGINE, Caller())
+        await manager.unmount("shared", "id", ENGINE, Caller())
+        await manager.remove("mine", ENGINE, Caller(), PLAIN)
+        assert at(host, "shared") is not None
+
+    run(test)
+
+
+@pytest.mark.parametrize("door", ["plain", "global"])
+def test_a_name_that_a_door_does_not_show_is_taken(run: Run, door: str) -> None:
+    """Whoever can't see the volume is told of it, and of the way out."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        theirs, ours = ("ceph", "plain") if door == "plain" else ("plain", "ceph")
+        await host.create("v", driver=theirs)
+        with pytest.raises(AlreadyExists) as caught:
+            await host.create("v", PLAIN if door == "plain" else GLOBAL, driver=ours)
+        assert str(caught.value) == (
+            f"a volume of backend {theirs} has this name, which this socket does not "
+            f"show: choose another name, or remove that one through a socket that "
+            f"serves {theirs}"
+        )
+        assert host.catalog.get("v").backend == theirs
+
+    run(test)
+
+
+def test_what_a_door_shows_is_looked_at_in_its_turn(run: Run) -> None:
+    """A volume replaced while a Remove waits is judged as it is then."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v", PLAIN)
+        async with host.changes.locks.hold("v"):
+            removing = asyncio.create_task(
+                host.manager.remove("v", ENGINE, Caller(), PLAIN)
+            )
+            await until(lambda: host.changes.locks.waiting("v") == 2)
+            now = attrs.evolve(host.catalog.get("v"), backend="ceph", driver="shared")
+            await host.store.commit(PutVolume(now))
+        with pytest.raises(NotFound):
+            await removing
+        assert at(host, "v") == now
 
     run(test)
 

@@ -73,10 +73,10 @@ class PluginConfig:
         shown="none",
         unit="text",
     )
-    default_options: Mapping[str, str] = options.option(
+    default_options: Sequence[tuple[str, str]] = options.option(
         help="what the plugin gets with each new volume that does not say otherwise",
-        parse=options.pairs,
-        default=attrs.Factory(dict),
+        parse=options.pair_list,
+        default=(),
         shown="nothing",
         unit="list of KEY=VALUE",
     )
@@ -109,6 +109,11 @@ class PluginConfig:
         unit="list of paths",
     )
 
+    def __attrs_post_init__(self) -> None:
+        keys = [key for key, _ in self.default_options]
+        if len(set(keys)) < len(keys):
+            raise ValueError("default-options has an option twice; give each once")
+
     @property
     def folders(self) -> Folders:
         """Where plugins are looked for."""
@@ -128,4 +133,4 @@ def passed(config: PluginConfig, asked: PluginOptions) -> dict[str, str]:
                 f"options {name} and {_PASS}{name} are the same to the plugin and "
                 f"differ; give one"
             )
-    return {**config.default_options, **own}
+    return {**dict(config.default_options), **own}
