@@ -43,9 +43,9 @@ SCALARS: Final = (
     "record",
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
-# A backend keeps its things in ROOT/NAME, beside the lock, the store, and the broken
-# stores that `volplugin recover` puts aside.
-_TAKEN: Final = re.compile(r"lock|store([.-].*)?")
+# A backend keeps its things in ROOT/NAME, beside the lock, the note of sockets, the
+# store, and the broken stores that `volplugin recover` puts aside.
+_TAKEN: Final = re.compile(r"lock|sockets(\.new)?|store([.-].*)?")
 
 
 def load(

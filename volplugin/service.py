@@ -30,7 +30,7 @@ from volplugin.operations import Operations
 from volplugin.recorder import Recorder, recording
 from volplugin.recovery import recover
 from volplugin.server import Server
-from volplugin.sockets import Listener, bind
+from volplugin.sockets import Listener, bind, clear_left
 from volplugin.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -120,12 +120,10 @@ class _Service:
         loop.add_signal_handler(signal.SIGHUP, self._start_taking_over)
         listeners: list[Listener] = []
         try:
+            self._bind(listeners)
             await recover(self._core)
             # What was loaded stays: the collector need not look at it again and again.
             gc.freeze()
-            listeners.append(admin.listener(self._config.admin_socket))
-            for socket in self._config.sockets:
-                listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
             await self._admin.listen(listeners[0])
             await self._server.listen(listeners[1:])
             if self._core.unsettled():
@@ -144,6 +142,24 @@ class _Service:
         finally:
             stuck = await self._shut_down(listeners)
         return stuck
+
+    def _bind(self, listeners: list[Listener]) -> None:
+        """Bind all sockets and add them to ``listeners``; nobody can connect yet.
+
+        Before the recovery, however long that takes: a socket that refuses is better
+        than none. A dockerd that has called us before tries again for 15 s in either
+        case. One that has just started leaves out what it does not find: it lists none
+        of our volumes, answers 404 for those that it knows, and a container that names
+        one that it does not know gets a local volume at once. Where a socket refuses,
+        it waits for up to 15 s and then tells of an error. So what a killed server has
+        left stays too, until its place is taken here.
+        """
+        config = self._config
+        paths = [config.admin_socket, *(socket.path for socket in config.sockets)]
+        clear_left(os.path.join(os.path.realpath(config.root), "sockets"), paths)
+        listeners.append(admin.listener(config.admin_socket))
+        for socket in config.sockets:
+            listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
 
     def _start_loops(self) -> None:
         """Start what runs for ever, or start it again by another configuration."""

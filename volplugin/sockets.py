@@ -1,17 +1,28 @@
-"""Unix sockets to listen on: rightly owned, never taken from a live server."""
+"""Unix sockets to listen on: rightly owned, never taken from a live server.
+
+Those that a server which was killed has left are replaced where they are configured
+still, and removed where they are not.
+"""
 
 import contextlib
+import errno
 import grp
+import logging
 import os
 import pwd
 import select
 import socket
 import stat
+from collections.abc import Iterable, Sequence
 
 import attrs
 
 from volplugin.config import SocketConfig
 from volplugin.errors import InUse, InvalidArgument, from_os_error
+from volplugin.logs import log
+from volplugin.parsers import absolute_path
+
+logger = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +80,28 @@ def bind(config: SocketConfig) -> Listener:
     return Listener(path, listening, (status.st_dev, status.st_ino))
 
 
+def clear_left(note: str, configured: Sequence[str]) -> None:
+    """Remove the sockets of earlier servers that are not ``configured`` any more.
+
+    One of them costs dockerd 15 s in each call. ``note`` is the file in which servers
+    of one root, one after the other, keep what they bind; call it before that. Only a
+    socket that refuses connections is removed, and nothing but a socket. No trouble
+    here keeps a server down: it is logged, and such a socket is looked at again at the
+    next start.
+    """
+    try:
+        noted = _read_note(note)
+        doubtful = [
+            path for path in noted if path not in configured and not _is_settled(path)
+        ]
+        wanted = [*configured, *doubtful]
+        if wanted != noted:
+            _write_note(note, wanted)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        log(logger, logging.WARNING, "sockets not noted", path=note, error=reason)
+
+
 def _clear_stale(path: str) -> None:
     try:
         found = os.lstat(path)
@@ -77,16 +110,63 @@ def _clear_stale(path: str) -> None:
     # Before connect(2), which is refused by a plain file as by a socket left behind.
     if not stat.S_ISSOCK(found.st_mode):
         raise InvalidArgument(f"socket {path}: something else is there: move it away")
+    if not _refuses(path):
+        raise InUse(f"socket {path}: another server is listening on it")
+    os.unlink(path)
+
+
+def _refuses(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
+            return True
         except (TimeoutError, BlockingIOError):
             pass  # too busy to accept us, but it lives
-    raise InUse(f"socket {path}: another server is listening on it")
+    return False
+
+
+def _read_note(note: str) -> list[str]:
+    try:
+        with open(note, encoding="utf-8", errors="replace") as file:
+            lines = file.read().split("\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(InvalidArgument):
+            found.append(absolute_path(line))
+    return found
+
+
+def _write_note(note: str, wanted: Iterable[str]) -> None:
+    with open(f"{note}.new", "w", encoding="utf-8") as file:
+        file.writelines(f"{path}\n" for path in wanted)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{note}.new", note)
+
+
+def _is_settled(path: str) -> bool:
+    """Remove a socket that was left; return whether there is nothing left to do.
+
+    What is alive, or no socket of the kind that we bind, is somebody else's by now.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode) or not _refuses(path):
+            return True
+        os.unlink(path)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EPROTOTYPE}:
+            return True
+        reason = error.strerror or str(error)
+        log(
+            logger, logging.WARNING, "stale socket not removed", path=path, error=reason
+        )
+        return False
+    log(logger, logging.WARNING, "stale socket removed: not configured", path=path)
+    return True
 
 
 def _user_id(owner: str | int) -> int:

@@ -94,7 +94,7 @@ def _check_disk(plugin: ForkedPlugin, seen: Seen) -> None:
     """Each volume has its directory and marker with its record, nothing else does."""
     root = str(plugin.root)
     backends = {"local", "tmpfs", "quota", "rbd", "cephfs", "plugin"}
-    assert entries(plugin, root) <= {"lock", "store"} | backends | {
+    assert entries(plugin, root) <= {"lock", "sockets", "store"} | backends | {
         entry for entry in entries(plugin, root) if entry.startswith("store.broken-")
     }
     for backend, place in (("local", f"{root}/local"), ("fast", str(plugin.fast))):

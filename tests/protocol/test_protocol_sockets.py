@@ -142,6 +142,75 @@ def test_a_stale_socket(plugin: Plugin) -> None:
     assert plugin.client.list() == {}
 
 
+def test_a_start_that_recovers_for_long_refuses(folder: Path) -> None:
+    """Its socket is there at once, for a dockerd that would not wait for none."""
+    config = with_tmpfs(folder)
+    plugin = Plugin(folder, config=config)
+    with contextlib.closing(plugin):
+        plugin.start(failpoints="core.create.driver=kill")
+        with pytest.raises(OSError):  # noqa: PT011  closed, or reset: it was killed
+            plugin.client.create("v", {"driver": "tmpfs"})
+        plugin.wait()
+        plugin.socket.unlink()
+        plugin.start(failpoints="core.recover.create=sleep:1", wait=False)
+        eventually(plugin.socket.exists, "it is bound")
+        with pytest.raises(ConnectionRefusedError):
+            plugin.client.list()
+        plugin.wait_until_ready()
+        assert plugin.client.list() == {}
+
+
+def removals(plugin: Plugin) -> int:
+    """Return how many sockets the log says were removed."""
+    return plugin.log.count("stale socket removed")
+
+
+def test_a_socket_that_is_not_configured_any_more(folder: Path) -> None:
+    """What a killed server left of it is removed: it would cost an engine 15 s a call.
+
+    The admin socket as well; what a server listens on by now stays.
+    """
+    old, taken = folder / "old.sock", folder / "taken.sock"
+    arguments = ["--socket", str(old), "--socket", str(taken)]
+    first = Plugin(folder, arguments=arguments)
+    first.start()
+    first.kill()
+    taken.unlink()
+    with scratch() as elsewhere:
+        other = Plugin(elsewhere, socket=taken)
+        second = Plugin(folder)
+        second.admin_socket = folder / "new-admin.sock"
+        with contextlib.closing(other), contextlib.closing(second):
+            other.start()
+            assert old.exists()
+            assert first.admin_socket.exists()
+            second.start()
+            assert not old.exists()
+            assert not first.admin_socket.exists()
+            assert other.client.list() == {}
+            eventually(lambda: removals(second) == 2, "it is logged")
+            second.restart()
+            second.stop()
+            assert removals(second) == 2
+
+
+def test_a_socket_of_a_server_that_died_at_its_start(folder: Path) -> None:
+    """It is known from before it was bound."""
+    old = folder / "old.sock"
+    plugin = Plugin(folder, config=with_tmpfs(folder), arguments=["--socket", str(old)])
+    plugin.start(failpoints="core.create.driver=kill")
+    with pytest.raises(OSError):  # noqa: PT011  closed, or reset: it was killed
+        plugin.client.create("v", {"driver": "tmpfs"})
+    plugin.wait()
+    plugin.start(failpoints="core.recover.create=kill", wait=False)
+    plugin.wait()
+    assert old.exists()
+    again = Plugin(folder, config=with_tmpfs(folder))
+    with contextlib.closing(again):
+        again.start()
+        assert not old.exists()
+
+
 def test_a_live_socket(plugin: Plugin) -> None:
     """The socket of a live server is left to it."""
     with scratch() as folder:
@@ -239,6 +308,8 @@ def test_it_listens_after_recovery(folder: Path) -> None:
         refusals = 0
         while not answers(plugin.socket):
             refusals += 1
+            # Never absent: a dockerd that has just started would pass over it.
+            assert status_of(plugin.socket)
             time.sleep(0.01)
         assert time.monotonic() - began >= seconds
         assert refusals
