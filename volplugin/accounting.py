@@ -14,6 +14,7 @@ matters. All functions here are pure; `core` makes their results true.
   stable, it releases the one other ID of that program, if there is exactly one.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import attrs
@@ -101,6 +102,17 @@ def describe(holder: Holder) -> str:
     program = holder.client.program or "a client"
     pid = f", pid {holder.client.pid}" if holder.client.pid else ""
     return f"{short!r} ({program}{pid}, since {holder.since})"
+
+
+def never_released(name: str, holders: Iterable[Holder]) -> str | None:
+    """Say by whom the volume is held for longer than its containers live, if it is."""
+    programs = {holder.client.program for holder in holders} & NEVER_UNMOUNT
+    if not programs:
+        return None
+    return (
+        f"by {', '.join(sorted(programs))}, whose last release never unmounts: until "
+        f"it ends, or `volplugin volume release {name}`"
+    )
 
 
 def _with(mounts: Mounts, holders: dict[str, Holder]) -> Mounts:

@@ -187,6 +187,38 @@ class Attachments:
                 holders=names,
             )
 
+    async def release_all(self, volume: Volume) -> list[Holder]:
+        """Drop all holders of the volume, detach it, and return them.
+
+        For an operator, who knows what no rule does: that their Unmounts never come.
+        Raise `InUse`, naming the processes, while a container has the volume; nothing
+        is changed then.
+        """
+        self._catalog.backend(volume)  # or nothing can be done, and nothing is
+        users = await self.containers_using(volume)
+        if users:
+            raise InUse(f"in use by a container: {_names(users)}; stop it")
+        holders = list(self._catalog.mounts(volume.name).holders.values())
+        if holders:
+            log(
+                logger,
+                logging.WARNING,
+                "dropped holders: released by an operator",
+                volume=volume.name,
+                holders=", ".join(map(accounting.describe, holders)),
+            )
+        await self.let_go(volume)
+        return holders
+
+    async def let_go(self, volume: Volume) -> None:
+        """Detach the volume whoever holds it; raise `InUse` if a container begins."""
+        mounts = self._catalog.mounts(volume.name)
+        if not mounts.attached:
+            return
+        await self.release(volume, attrs.evolve(mounts, holders={}))
+        if self._catalog.mounts(volume.name).attached:
+            raise InUse("in use by a container that has just begun; stop it")
+
     def _is_doubtful(self, holder: Holder) -> bool:
         """Tell whether the Unmount of this holder may never come.
 

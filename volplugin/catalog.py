@@ -83,6 +83,9 @@ class Catalog:
         status["mounts"] = sum(holder.count for holder in holders)
         if holders:
             status["holders"] = [accounting.describe(holder) for holder in holders]
+        held = accounting.never_released(volume.name, holders)
+        if held is not None:
+            status["held"] = held
         return status
 
     def backend(self, volume: Volume) -> Backend:

@@ -19,7 +19,6 @@ from volplugin.creating import Creator
 from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import (
     AlreadyExists,
-    InUse,
     InvalidArgument,
     Unavailable,
     VolpluginError,
@@ -149,11 +148,7 @@ class Core:
             return
         backend = self.catalog.backend(volume)
         await self.attachments.require_unused(volume)
-        mounts = self.catalog.mounts(name)
-        if mounts.attached:
-            await self.attachments.release(volume, attrs.evolve(mounts, holders={}))
-            if self.catalog.mounts(name).attached:
-                raise InUse("in use by a container that has just begun; stop it")
+        await self.attachments.let_go(volume)
         removing = attrs.evolve(volume, state=State.REMOVING)
         await self._store.commit(PutVolume(removing))
         hit("core.remove.intent")

@@ -1,4 +1,4 @@
-"""The operators' verbs: resize, take over, adopt, snapshots; as long as each takes.
+"""The operators' verbs, from resize to snapshots; as long as each takes.
 
 An operator waits for the end, not an engine: no verb here has a deadline.
 """
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from volplugin import options
+from volplugin import accounting, options
 from volplugin.backends import Backend
 from volplugin.changes import Caller, Changes
 from volplugin.core import Core
@@ -45,6 +45,19 @@ class Operations:
             limit=None,
             caller=caller,
         )
+
+    async def release(self, name: str, caller: Caller) -> Sequence[str]:
+        """Drop all who hold the volume on this host, detach it, and return them.
+
+        Raise `InUse` while a container has it. Success where nobody holds it.
+        """
+        require_name(name)
+
+        async def change() -> Sequence[str]:
+            holders = await self._core.attachments.release_all(self._volume(name))
+            return [accounting.describe(holder) for holder in holders]
+
+        return await self._changes.run(name, change, limit=None, caller=caller)
 
     async def take_over(self, name: str, caller: Caller) -> Sequence[str]:
         """Fence all other hosts that have the volume; return their names.
@@ -163,10 +176,14 @@ class Operations:
             raise Unsupported(f"volumes of driver {driver.name} have no snapshots")
         return backend, driver, spec
 
-    async def _ready(self, name: str) -> tuple[Backend, Spec]:
+    def _volume(self, name: str) -> Volume:
         volume = self._core.catalog.get(name)
         if volume.state is not State.READY:
             raise Unavailable("it is being removed")
+        return volume
+
+    async def _ready(self, name: str) -> tuple[Backend, Spec]:
+        volume = self._volume(name)
         return self._core.catalog.backend(volume), self._core.catalog.spec(volume)
 
 

@@ -26,6 +26,7 @@ from support.wait import eventually
 from volplugin.admin.client import AdminClient
 from volplugin.admin.messages import (
     DROP_SNAPSHOT,
+    RELEASE,
     RESIZE,
     SNAPSHOTS,
     TAKE_OVER,
@@ -94,6 +95,7 @@ class Manager:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.others: list[tuple[str, ...]] = []  # what is asked but resizes
         self.hosts: list[str] = []
+        self.held: list[str] = []
         self.found: list[Snapshot] = []
         self.callers: list[Caller] = []
         self.begun = threading.Event()
@@ -108,6 +110,11 @@ class Manager:
         await self._do(caller)
         before = {"size": "10G", "driver": "x"}
         return volume(name, before), volume(name, {**before, **changes})
+
+    async def release(self, name: str, caller: Caller) -> Sequence[str]:
+        self.others.append(("release", name))
+        await self._do(caller)
+        return self.held
 
     async def take_over(self, name: str, caller: Caller) -> Sequence[str]:
         self.others.append(("take_over", name))
@@ -370,6 +377,8 @@ def test_a_changed_socket_needs_a_restart(folder: Path) -> None:
         ),
         (f"GET {RESIZE}", None, 405, "INVALID_ARGUMENT", "takes POST, not GET"),
         (f"PUT {RESIZE}", b"{}", 405, "INVALID_ARGUMENT", "takes POST, not PUT"),
+        (f"POST {RELEASE}", b"{}", 400, "INVALID_ARGUMENT", "name is missing"),
+        (f"GET {RELEASE}", None, 405, "INVALID_ARGUMENT", "takes POST, not GET"),
         (f"POST {TAKE_OVER}", b"{}", 400, "INVALID_ARGUMENT", "name is missing"),
         (
             f"POST {TAKE_OVER}",
@@ -705,6 +714,33 @@ def test_a_takeover(running: Running, hosts: list[str], printed: str) -> None:
     assert running.manager.others == [("take_over", "q")] * 2
 
 
+@pytest.mark.parametrize(
+    ("held", "printed"),
+    [
+        ([], "q: nobody held it\n"),
+        (["'1' (pouchd)"], "q: released from '1' (pouchd)\n"),
+        (["'1' (a)", "'2' (b)"], "q: released from '1' (a), '2' (b)\n"),
+    ],
+)
+def test_a_release(running: Running, held: list[str], printed: str) -> None:
+    """The command names who had held the volume."""
+    running.manager.held = held
+    assert list(running.client.release("q").holders) == held
+    done = invoke(running, "volume", "release", "q")
+    assert (done.exit_code, done.output) == (0, printed)
+    assert running.manager.others == [("release", "q")] * 2
+
+
+def test_the_help_of_a_release(running: Running) -> None:
+    """It shows a command to type, when it is refused, and whom it is for."""
+    done = invoke(running, "volume", "release", "--help")
+    assert done.exit_code == 0
+    told = " ".join(done.output.split())
+    for words in ("volplugin volume release db", "Refused while a container has"):
+        assert words in told
+    assert "PouchContainer" in told
+
+
 def test_a_snapshot(running: Running) -> None:
     """The command tells what it has made, in the words of ``from``."""
     done = invoke(running, "snapshot", "create", "q@then")
@@ -751,6 +787,7 @@ def test_no_snapshots(running: Running) -> None:
 
 
 OTHERS = [
+    (["volume", "release", "q"], "release q"),
     (["volume", "takeover", "q"], "takeover q"),
     (["snapshot", "create", "q@then"], "snapshot q@then"),
     (["snapshot", "ls", "q"], "snapshots of q"),

@@ -340,6 +340,62 @@ def test_pouch_that_never_unmounts(plugin: Plugin, lives: Lives) -> None:
     assert not mounted(plugin)
 
 
+def test_pouch_is_released(plugin: Plugin, lives: Lives) -> None:
+    """M(1) M(2), release: Status tells of the hold, and the command ends it."""
+    pouchd = lives.begin("pouchd")
+    pouchd.mount("v", "1" * 64)
+    pouchd.mount("v", "2" * 64)
+    status = plugin.client.get("v")["Status"]
+    assert status["held"] == (
+        "by pouchd, whose last release never unmounts: until it ends, or `volplugin "
+        "volume release v`"
+    )
+    done = plugin.release("v")
+    assert done.returncode == 0, done.stderr
+    holder = rf"\(pouchd, pid {pouchd.pid}, since \S+Z\)"
+    assert re.fullmatch(
+        f"v: released from '1{{12}}…' {holder}, '2{{12}}…' {holder}\n", done.stdout
+    )
+    assert not mounted(plugin)
+    assert "held" not in plugin.client.get("v")["Status"]
+    eventually(lambda: "released by an operator" in plugin.log, "it is logged")
+    assert plugin.release("v").stdout == "v: nobody held it\n"
+    # It is as new for the next one.
+    pouchd.mount("v", "3" * 64)
+    assert holders(plugin, "v") == 1
+    assert plugin.release("v").returncode == 0
+
+
+def test_a_release_with_a_container(plugin: Plugin, lives: Lives) -> None:
+    """M(1), release: refused while a container has it, which keeps it; and then not."""
+    for program in ("pouchd", "dockerd"):
+        life = lives.begin(program)
+        path = life.mount("v", "1" * 64)
+        with container(plugin, path) as running:
+            done = plugin.release("v")
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"volplugin: release v: in use by a container: pid {running.pid} "
+                f"(sleep); stop it\n"
+            )
+            assert mounted(plugin)
+            assert holders(plugin, "v") == 1
+            assert running.data.is_mount()
+            running.end()
+        assert plugin.release("v").returncode == 0
+        assert not mounted(plugin)
+
+
+def test_a_release_of_a_directory(plugin: Plugin, lives: Lives) -> None:
+    """A local volume has holders as well, and can be removed afterwards."""
+    plugin.client.create("w")
+    lives.begin().mount("w", X)
+    assert "in use by 1 mount" in refusal(lives.begin("podman"), "w")
+    assert plugin.release("w").stdout.startswith("w: released from '3f2a3f2a3f2a…'")
+    assert "held" not in plugin.client.get("w")["Status"]
+    plugin.client.remove("w")
+
+
 def test_pouch_with_a_container(plugin: Plugin, lives: Lives) -> None:
     """M(1), Remove: what pouchd never unmounts stays while a container has it."""
     pouchd = lives.begin("pouchd")

@@ -73,6 +73,18 @@ class Plugin:
         command += ["--admin-socket", str(self.admin_socket)]
         return [sys.executable, "-m", "volplugin", *command]
 
+    def release(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Release a volume of this server by the command line."""
+        command = [sys.executable, "-m", "volplugin", "volume", "release", name]
+        return subprocess.run(
+            [*command, "--admin-socket", str(self.admin_socket)],
+            env=plugin_environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
     def resize(self, *words: str) -> list[str]:
         """Return a command line that resizes a volume of this server."""
         return self.operate("volume", "resize", *words)

@@ -218,3 +218,17 @@ def test_as_many_unmounts_as_mounts(numbers: list[int], client: Client) -> None:
     for number in numbers:
         mounts = accounting.release(mounts, ids[number], client)
     assert counts(mounts) == {}
+
+
+def test_who_never_unmounts_is_told_of() -> None:
+    """With the command that lets go of it; the others' holds end by themselves."""
+    pouch, docker = (
+        Holder(id=program, client=Client(program=program, pid=7))
+        for program in ("pouchd", "dockerd")
+    )
+    told = accounting.never_released("db", [docker, pouch])
+    assert told is not None
+    assert told.startswith("by pouchd, whose last release never unmounts: ")
+    assert "`volplugin volume release db`" in told
+    assert accounting.never_released("db", [docker]) is None
+    assert accounting.never_released("db", []) is None

@@ -14,6 +14,7 @@ from volplugin.admin import messages
 from volplugin.admin.client import AdminClient
 from volplugin.admin.messages import (
     Failure,
+    ReleaseAnswer,
     ResizeAnswer,
     ResizeRequest,
     SnapshotAnswer,
@@ -38,6 +39,7 @@ entries = st.builds(SnapshotEntry, name=texts, created_at=texts, size=texts)
     st.builds(ResizeRequest, name=texts, size=words, inodes=words)
     | st.builds(ResizeAnswer, name=texts, before=options, after=options)
     | st.builds(VolumeRequest, name=texts)
+    | st.builds(ReleaseAnswer, name=texts, holders=st.lists(texts, max_size=3))
     | st.builds(TakeOverAnswer, name=texts, hosts=st.lists(texts, max_size=3))
     | st.builds(SnapshotRequest, name=texts, snapshot=texts)
     | st.builds(SnapshotAnswer, name=texts, snapshot=texts)
@@ -62,12 +64,14 @@ def test_the_wire() -> None:
         "after": {"size": "20G"},
     }
     paths = [
+        messages.RELEASE,
         messages.TAKE_OVER,
         messages.SNAPSHOTS,
         messages.TAKE_SNAPSHOT,
         messages.DROP_SNAPSHOT,
     ]
     assert paths == [
+        "/admin/v1/release",
         "/admin/v1/take-over",
         "/admin/v1/snapshots",
         "/admin/v1/take-snapshot",
@@ -81,6 +85,8 @@ def test_the_wire() -> None:
             {"name": "then", "created_at": "2026-01-01T00:00:00Z", "size": "7"}
         ],
     }
+    released = ReleaseAnswer(name="q", holders=["'1' (pouchd)"])
+    assert messages.encode(released) == b"""{"name":"q","holders":["'1' (pouchd)"]}"""
     taken = TakeOverAnswer(name="q", hosts=["a"])
     assert messages.encode(taken) == b'{"name":"q","hosts":["a"]}'
 

@@ -18,7 +18,7 @@ from volplugin.errors import (
     Unavailable,
     Unsupported,
 )
-from volplugin.model import State
+from volplugin.model import Client, State
 from volplugin.store.store import PutVolume
 
 Verb = Callable[[Host, str], Coroutine[Any, Any, Any]]
@@ -32,6 +32,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 async def resize(host: Host, name: str) -> Any:
     return await host.operations.resize(name, {"size": "2G"}, Caller())
+
+
+async def release(host: Host, name: str) -> Any:
+    return await host.operations.release(name, Caller())
 
 
 async def take_over(host: Host, name: str) -> Any:
@@ -51,7 +55,7 @@ async def drop_snapshot(host: Host, name: str) -> Any:
 
 
 every = pytest.mark.parametrize(
-    "verb", [resize, take_over, snapshots, take_snapshot, drop_snapshot]
+    "verb", [resize, release, take_over, snapshots, take_snapshot, drop_snapshot]
 )
 
 
@@ -155,6 +159,72 @@ def test_a_resize_is_known_everywhere(run: Run) -> None:
         before, after = await resize(a, "v")
         assert (before.options, after.options) == ({"size": "1G"}, {"size": "2G"})
         await until(lambda: b.catalog.get("v").options == {"size": "2G"})
+
+    run(test)
+
+
+def test_a_release(run: Run) -> None:
+    """It names who had held the volume, which is detached then; again it names nobody.
+
+    Another host gets the volume afterwards.
+    """
+
+    async def test(world: World) -> None:
+        a, b = world.host("a"), world.host("b")
+        await a.create("v")
+        await b.create("v")
+        await a.mount("v")
+        await a.manager.mount("v", "y" * 64, Client(program="pouchd"), Caller())
+        first, second = await release(a, "v")
+        assert first.startswith("'id' (dockerd")
+        assert second.startswith("'yyyyyyyyyyyy…' (pouchd, since 20")
+        mounts = a.catalog.mounts("v")
+        assert not mounts.attached
+        assert not mounts.holders
+        assert list(await release(a, "v")) == []
+        assert world.cluster.holders == {}
+        await b.mount("v")
+        await b.unmount("v")
+
+    run(test)
+
+
+def test_a_release_that_can_not_detach(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The holders are dropped and named in the log; the sweep detaches later."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        await host.mount("v")
+        world.cluster.errors["detach", "v"] = InUse("a process has files open in it")
+        with pytest.raises(InUse, match="a process has files open in it"):
+            await release(host, "v")
+        assert not host.catalog.mounts("v").holders
+        assert host.catalog.mounts("v").attached
+        assert "released by an operator" in caplog.text
+        world.cluster.errors.clear()
+        await host.manager.sweep()
+        assert not host.catalog.mounts("v").attached
+
+    run(test)
+
+
+def test_a_release_without_its_backend(run: Run) -> None:
+    """Nothing can be detached, so nobody is dropped."""
+
+    async def test(world: World) -> None:
+        host = world.host("a")
+        await host.create("v")
+        await host.mount("v")
+        known = host.catalog.get("v")
+        await host.store.commit(PutVolume(attrs.evolve(known, backend="gone")))
+        with pytest.raises(Unavailable, match="'gone' is not in the configuration"):
+            await release(host, "v")
+        assert host.catalog.mounts("v").holders
+        await host.store.commit(PutVolume(known))
+        await host.unmount("v")
 
     run(test)
 

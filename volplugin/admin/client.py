@@ -15,6 +15,7 @@ from volplugin.admin.messages import (
     AdoptAnswer,
     AdoptRequest,
     Failure,
+    ReleaseAnswer,
     ResizeAnswer,
     ResizeRequest,
     SnapshotAnswer,
@@ -55,6 +56,11 @@ class AdminClient:
         request = ResizeRequest(name=name, size=size, inodes=inodes)
         request.changes()  # refused here as it would be there
         return asyncio.run(self._call(messages.RESIZE, request, ResizeAnswer))
+
+    def release(self, name: str) -> ReleaseAnswer:
+        """Drop all who hold the volume ``name`` on the host; return who they were."""
+        request = VolumeRequest(name=name)
+        return asyncio.run(self._call(messages.RELEASE, request, ReleaseAnswer))
 
     def take_over(self, name: str) -> TakeOverAnswer:
         """Fence all other hosts that have the volume ``name``; return which."""

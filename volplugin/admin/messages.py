@@ -22,6 +22,7 @@ T = TypeVar("T", bound=attrs.AttrsInstance)
 CONTENT_TYPE: Final = "application/json"
 PREFIX: Final = "/admin/v1/"
 RESIZE: Final = f"{PREFIX}resize"
+RELEASE: Final = f"{PREFIX}release"
 TAKE_OVER: Final = f"{PREFIX}take-over"
 SNAPSHOTS: Final = f"{PREFIX}snapshots"
 TAKE_SNAPSHOT: Final = f"{PREFIX}take-snapshot"
@@ -94,7 +95,7 @@ class ResizeAnswer:
 
 @attrs.frozen(kw_only=True)
 class VolumeRequest:
-    """Ask something of the volume ``name``: to take it over, to list its snapshots."""
+    """Ask something of the volume ``name``: to release it, to list its snapshots."""
 
     name: str = _text()
 
@@ -105,6 +106,14 @@ class SnapshotRequest:
 
     name: str = _text()
     snapshot: str = _text()
+
+
+@attrs.frozen(kw_only=True)
+class ReleaseAnswer:
+    """The volume ``name``, and who had held it on this host."""
+
+    name: str = _text()
+    holders: Sequence[str] = attrs.field(validator=_are_listed_texts)
 
 
 @attrs.frozen(kw_only=True)

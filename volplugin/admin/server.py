@@ -17,6 +17,7 @@ from volplugin.admin.messages import (
     AdoptAnswer,
     AdoptRequest,
     Failure,
+    ReleaseAnswer,
     ResizeAnswer,
     ResizeRequest,
     SnapshotAnswer,
@@ -75,6 +76,7 @@ class AdminServer:
         self._operations = operations
         self._verbs: Mapping[str, _Verb] = {
             messages.RESIZE: _Verb("Resize", ResizeRequest, self._resize),
+            messages.RELEASE: _Verb("Release", VolumeRequest, self._release),
             messages.TAKE_OVER: _Verb("TakeOver", VolumeRequest, self._take_over),
             messages.SNAPSHOTS: _Verb("Snapshots", VolumeRequest, self._snapshots),
             messages.TAKE_SNAPSHOT: _Verb(
@@ -149,6 +151,10 @@ class AdminServer:
         return ResizeAnswer(
             name=after.name, before=dict(before.options), after=dict(after.options)
         )
+
+    async def _release(self, request: VolumeRequest, caller: Caller) -> ReleaseAnswer:
+        holders = await self._operations.release(request.name, caller)
+        return ReleaseAnswer(name=request.name, holders=list(holders))
 
     async def _take_over(
         self, request: VolumeRequest, caller: Caller

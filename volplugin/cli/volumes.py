@@ -60,6 +60,36 @@ def resize(name: str, size: str | None, inodes: str | None, **flags: Any) -> Non
 
 
 @volume.command(
+    epilog="The last release of PouchContainer mounts a volume for every start of a "
+    "container and never unmounts it: Status then has a field `held`. An engine that "
+    "was killed needs none of this: what it held is let go of by itself once no "
+    "container has it. Where a process of the host has files open in the volume, the "
+    "command drops the holders and fails with the reason; the volume is detached once "
+    "that process has ended."
+)
+@click.argument("name")
+@finding
+def release(name: str, **flags: Any) -> None:
+    """Drop all who hold the volume NAME on this host, and detach it.
+
+    \b
+      volplugin volume release db
+
+    Refused while a container has the volume: it names the container's process, and
+    nothing changes. Start no container with the volume at the same moment. The volume
+    and what is in it stay, but the content of a tmpfs, which ends with its last
+    holder. Success where nobody holds it.
+    """  # noqa: D301  click's mark of lines to be left alone is the character
+    server = _server(flags)
+    try:
+        answer = server.release(name)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"release {name}", error)
+    dropped = ", ".join(answer.holders)
+    click.echo(f"{name}: {f'released from {dropped}' if dropped else 'nobody held it'}")
+
+
+@volume.command(
     epilog="The other host's writes fail from then on, whatever it does: its cluster "
     "client is blocklisted before the volume is let go of. Containers there get I/O "
     "errors; stop them. For a host that is dead or hangs; one that works should stop "
