@@ -31,6 +31,10 @@ DAEMONS: Final = frozenset({"dockerd", "pouchd"})
 NEVER_UNMOUNT: Final = frozenset({"pouchd"})
 """Its last release sends a Mount for every start and no Unmount at all."""
 
+FORGET_NO_FAILED_UNMOUNT: Final = frozenset({"podman"})
+"""Podman 4 keeps its count when an Unmount fails, and sends no Mount while it has one:
+its next container would get the bare mountpoint of what was detached meanwhile."""
+
 HAVE_STABLE_IDS: Final = frozenset({"dockerd", "podman"})
 
 
@@ -84,6 +88,11 @@ def release(mounts: Mounts, holder_id: str, client: Client) -> Mounts:
         if len(others) == 1:
             del holders[others[0]]
     return _with(mounts, holders)
+
+
+def is_held_by(mounts: Mounts, program: str) -> bool:
+    """Tell whether a client of this name holds the volume."""
+    return any(holder.client.program == program for holder in mounts.holders.values())
 
 
 def drop_pending(mounts: Mounts) -> Mounts:

@@ -171,16 +171,38 @@ class VolumeManager:
         """Release the hold of ``holder_id``; after the last one, detach the volume.
 
         An ID that is not known is success. When the detach fails the hold is gone all
-        the same, the error is raised, and the detach is tried again by `sweep`.
+        the same, the error is raised, and the detach is tried again by `sweep`. For
+        podman it is success once the hold is gone, however long the detach takes.
         """
         require_name(name)
         require_id(holder_id)
         limit = self._limit(self.timeouts.other, client)
-        await self._changes.run(
-            name,
-            lambda: self._unmount(name, holder_id, self._in_this_life(client)),
-            limit=limit,
-            caller=caller,
+        try:
+            await self._changes.run(
+                name,
+                lambda: self._unmount(name, holder_id, self._in_this_life(client)),
+                limit=limit,
+                caller=caller,
+            )
+        except VolpluginError as error:
+            if not self._has_let_go(name, client):
+                raise
+            log(
+                logger,
+                logging.WARNING,
+                "released, and not detached yet",
+                volume=name,
+                error=str(error),
+            )
+
+    def _has_let_go(self, name: str, client: Client) -> bool:
+        """Tell whether an Unmount that failed must be a success to ``client``."""
+        return (
+            client.program in accounting.FORGET_NO_FAILED_UNMOUNT
+            and self._core.catalog.find(name) is not None
+            and not accounting.is_held_by(
+                self._core.catalog.mounts(name), client.program
+            )
         )
 
     async def _unmount(self, name: str, holder_id: str, client: Client) -> None:

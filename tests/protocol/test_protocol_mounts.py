@@ -307,6 +307,30 @@ def test_podman_and_a_container_that_lives_on(plugin: Plugin, lives: Lives) -> N
         eventually_unmounted(plugin)
 
 
+def test_podman_is_told_of_no_detach_that_fails(plugin: Plugin, lives: Lives) -> None:
+    """U(C) of a busy volume is success: else podman sends no Mount any more.
+
+    The next M(C) has the same mount; without one the sweep detaches it.
+    """
+    path = lives.begin("podman").mount("v", PODMAN)
+    with contextlib.ExitStack() as stack:
+        descriptor = os.open(host_of(plugin).path(path), os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        lives.begin("podman").unmount("v", PODMAN)
+        assert mounted(plugin)
+        assert holders(plugin, "v") == 0
+        lives.begin("podman").mount("v", PODMAN)
+        lives.begin("podman").unmount("v", PODMAN)
+        assert mounted(plugin)
+    eventually_unmounted(plugin)
+
+
+def test_podman_is_told_of_an_unmount_that_releases_nothing(lives: Lives) -> None:
+    """U(C) of a volume that is not there is an error to podman too."""
+    with pytest.raises(PluginError, match=r"^unmount gone: no such volume"):
+        lives.begin("podman").unmount("gone", PODMAN)
+
+
 # PouchContainer
 
 
