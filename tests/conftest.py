@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("support")
 from support import leaks, processes  # noqa: E402  rewriting comes first
 from support.engine import Engine, running  # noqa: E402
 from support.host import Host  # noqa: E402
+from support.podman import PodmanEngine, running_podman  # noqa: E402
 
 # Real mounts, disks and containers, without a server.
 pytest_plugins = ["support.kernel", "support.clusters"]
@@ -74,6 +75,20 @@ def own_engine() -> Iterator[Engine]:
     """A dockerd with the plugin, for one test that may end either."""
     with running() as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def shared_podman_engine() -> Iterator[PodmanEngine]:
+    """A podman with the plugin, for the tests of a module."""
+    with running_podman() as engine:
+        yield engine
+
+
+@pytest.fixture
+def podman_engine(shared_podman_engine: PodmanEngine) -> Iterator[PodmanEngine]:
+    """The module's podman, with no container and no volume before and after."""
+    yield shared_podman_engine
+    shared_podman_engine.clear()
 
 
 @pytest.hookimpl(wrapper=True)

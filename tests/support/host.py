@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,14 @@ for folder in "$@"; do mount -t tmpfs -o mode=755 private "$folder"; done
 mkdir -p /run/docker/plugins
 echo ready
 exec cat
+"""
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_BOOT = f"""
+set -e
+umount /run
+mount -t tmpfs -o mode=755 private /run
+mkdir -p /run/docker/plugins
+mount --bind "$1" {_BOOT_ID}
 """
 
 
@@ -64,6 +73,7 @@ class Host:
         namespace = processes.mount_namespace(self.pid)
         assert namespace is not None
         self.namespace = namespace
+        self._own_mounts = {_identity(mount) for mount in self.mounts()}
 
     @property
     def pid(self) -> int:
@@ -134,6 +144,20 @@ class Host:
         contained = processes.of_cgroups(self._cgroups())
         return (started | inside | contained) - {self.pid}
 
+    def reboot(self) -> None:
+        """End all processes at once, take down all mounts, and have another boot id.
+
+        /run is a new one; what is on disk, and in /mnt, is as it was.
+        """
+        processes.end(self.processes)
+        for mount in reversed(self.mounts()):
+            if _identity(mount) not in self._own_mounts:
+                self.run("umount", mount.mountpoint)
+        boot_id = self.folder / "boot_id"
+        boot_id.unlink(missing_ok=True)
+        boot_id.write_text(f"{uuid.uuid4()}\n")
+        self.run("sh", "-c", _BOOT, "sh", boot_id)
+
     def close(self) -> None:
         """End what is left in the host, then the host; raise if anything was left."""
         self.alive.remove(self)
@@ -169,6 +193,10 @@ class Host:
             if mount.filesystem in {"cgroup", "cgroup2"}
             and (folder := Path(mount.mountpoint + self.cgroup)).is_dir()
         ]
+
+
+def _identity(mount: Mount) -> tuple[str, str]:
+    return mount.mountpoint, mount.source
 
 
 def _make(folder: str) -> bool:
