@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from support import processes
@@ -40,7 +41,7 @@ class Docker:
         self._dockerd, self._cli = require_docker()
         self._host = host
         self._data = host.folder / "docker-data"
-        self._exec = host.folder / "x"
+        self._exec = Path("/run/dockerd")  # new with each boot
         self._socket = host.folder / "docker.sock"
         self.log = host.folder / "dockerd.log"
         self.client = Client(self._socket)
@@ -51,7 +52,7 @@ class Docker:
         """Start dockerd and return when it answers (at once without ``wait``)."""
         # Where pid 1 does not reap, a killed containerd looks alive by this file.
         pid_file = self._exec / "containerd" / "containerd.pid"
-        pid_file.unlink(missing_ok=True)
+        self._host.path(pid_file).unlink(missing_ok=True)
         settings = self._host.folder / "daemon.json"
         settings.write_text("{}")
         arguments: list[str] = []
@@ -60,7 +61,7 @@ class Docker:
             "data-root": self._data,
             "exec-root": self._exec,
             "host": f"unix://{self._socket}",
-            "pidfile": self._host.folder / "dockerd.pid",
+            "pidfile": "/run/dockerd.pid",
             "cgroup-parent": self._host.cgroup,
             "exec-opt": "native.cgroupdriver=cgroupfs",
             "bridge": "none",

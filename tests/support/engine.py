@@ -22,9 +22,10 @@ class Engine:
         live_restore: bool = False,
         config: str = "",
         arguments: Sequence[str] = (),
+        own_network: bool = False,
     ) -> None:
         require_docker()
-        self.host = Host()
+        self.host = Host(own_network=own_network)
         self._inherited = {mount.source for mount in self.host.mounts()}
         # A sweep each second, for tests that wait for one.
         self.plugin = Plugin(

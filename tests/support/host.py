@@ -44,15 +44,19 @@ mount --bind "$1" {_BOOT_ID}
 class Host:
     """A mount namespace with a folder of its own; ``close`` ends all that is in it.
 
-    Tests see its files through `path`, also what is mounted in it alone.
+    Tests see its files through `path`, also what is mounted in it alone. With
+    ``own_network`` it has a network of its own too, with nothing but its loopback.
     """
 
     alive: ClassVar[list["Host"]] = []
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_network: bool = False) -> None:
         require_root()
         self._nsenter = require("nsenter")
         cut_off = [require("unshare"), "--mount", "--propagation", "private"]
+        if own_network:
+            cut_off.append("--net")
+        self._own_network = own_network
         # Short, because a socket's path has at most 108 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="vp-"))
         self.logs: list[Path] = []
@@ -73,6 +77,8 @@ class Host:
         namespace = processes.mount_namespace(self.pid)
         assert namespace is not None
         self.namespace = namespace
+        if own_network:
+            self.run(require("ip"), "link", "set", "lo", "up")
         self._own_mounts = {_identity(mount) for mount in self.mounts()}
 
     @property
@@ -91,12 +97,10 @@ class Host:
 
     def command(self, *words: str | Path) -> list[str]:
         """Return the command that runs ``words`` in this host, as the same process."""
-        return [
-            self._nsenter,
-            f"--mount=/proc/{self.pid}/ns/mnt",
-            "--",
-            *map(str, words),
-        ]
+        enter = [self._nsenter, f"--mount=/proc/{self.pid}/ns/mnt"]
+        if self._own_network:
+            enter.append(f"--net=/proc/{self.pid}/ns/net")
+        return [*enter, "--", *map(str, words)]
 
     def run(self, *words: str | Path, check: bool = True) -> str:
         """Run ``words`` in this host and return what they print."""
