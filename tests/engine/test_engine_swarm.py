@@ -12,6 +12,10 @@ pytestmark = [pytest.mark.root, pytest.mark.engine]
 
 SLEEP = (IMAGE, "sleep", "600")
 TMPFS = "volume-opt=driver=tmpfs"
+MEMORY = (
+    "--mount",
+    f"type=volume,source=memory,target=/m,volume-driver=volplugin,{TMPFS}",
+)
 STACK = """
 version: "3.7"
 services:
@@ -200,8 +204,8 @@ def test_tasks_go_on_while_the_plugin_is_killed(swarm: Swarm) -> None:
 
 
 def test_a_worker_whose_dockerd_is_killed(swarm: Swarm) -> None:
-    """The swarm starts its task again, on the same volume, which it holds once."""
-    swarm.create("app", *swarm.on(swarm.worker), *mount("disk"), *SLEEP)
+    """The swarm starts its task again, on the same volumes; the tmpfs ends with it."""
+    swarm.create("app", *swarm.on(swarm.worker), *mount("disk"), *MEMORY, *SLEEP)
     swarm.eventually_runs("app", 1)
     first = swarm.tasks("app", shown="{{.ID}}")
     do(swarm.worker, "app", "echo here > /data/x; sync")
@@ -210,16 +214,14 @@ def test_a_worker_whose_dockerd_is_killed(swarm: Swarm) -> None:
     eventually(lambda: swarm.tasks("app", shown="{{.ID}}") != first, "a new task")
     swarm.eventually_runs("app", 1)
     assert do(swarm.worker, "app", "cat /data/x") == "here"
-    assert holds(swarm.worker, "disk") == 1
+    swarm.remove("app")
+    swarm.worker.eventually_unmounted("memory")
+    assert (holds(swarm.worker, "disk"), holds(swarm.worker, "memory")) == (0, 0)
 
 
 def test_a_worker_that_is_rebooted(swarm: Swarm) -> None:
     """Its tasks start again: a local volume as it was, a tmpfs empty, held once."""
-    two = (
-        "--mount",
-        f"type=volume,source=memory,target=/m,volume-driver=volplugin,{TMPFS}",
-    )
-    swarm.create("app", *swarm.on(swarm.worker), *mount("disk"), *two, *SLEEP)
+    swarm.create("app", *swarm.on(swarm.worker), *mount("disk"), *MEMORY, *SLEEP)
     swarm.eventually_runs("app", 1)
     first = swarm.tasks("app", shown="{{.ID}}")
     do(swarm.worker, "app", "echo here > /data/x; echo here > /m/x; sync")
@@ -232,3 +234,28 @@ def test_a_worker_that_is_rebooted(swarm: Swarm) -> None:
     assert (holds(swarm.worker, "disk"), holds(swarm.worker, "memory")) == (1, 1)
     swarm.remove("app")
     swarm.worker.eventually_unmounted("memory")
+
+
+def test_a_node_tells_of_the_plugin_once_its_dockerd_has_used_it() -> None:
+    """Until then no task is placed there; a look at the volumes is use enough."""
+    engine = Engine(own_network=True)
+    try:
+        engine.start()
+        docker = engine.docker
+        docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+        words = ("--network", "host", "--stop-signal", "KILL", *mount("late"))
+        docker("service", "create", "--detach", "--name", "app", *words, *SLEEP)
+
+        def state() -> str:
+            shown = "{{.CurrentState}} {{.Error}}"
+            return docker("service", "ps", "--no-trunc", "--format", shown, "app")
+
+        eventually(lambda: "missing plugin on 1 node" in state(), "it is not placed")
+        docker("volume", "ls")  # told to the swarm with the node's next report
+        eventually(lambda: state().startswith("Running"), "it runs", seconds=30)
+        docker("service", "rm", "app")
+        docker("rm", "-f", *docker("ps", "-aq").split())
+        engine.clear()
+        docker.kill()
+    finally:
+        engine.close()

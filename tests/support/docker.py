@@ -103,6 +103,10 @@ class Docker:
         assert self._process is not None, "it was never started"
         return self._process
 
+    def is_running(self) -> bool:
+        """Return whether dockerd is there."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """End dockerd by SIGKILL; its containers go on until the next start."""
         self.process.kill()
@@ -120,7 +124,7 @@ class Docker:
 
     def close(self) -> None:
         """End dockerd, its containerd, its shims and its containers."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running():
             try:
                 self.terminate()
             except subprocess.TimeoutExpired:  # it waits for a plugin that is not there
