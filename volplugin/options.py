@@ -6,7 +6,6 @@ settings (from the configuration file) are frozen attrs classes whose fields are
 come from there. The parsers that most options need are offered here by name.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -32,6 +31,7 @@ from volplugin.parsers import (
     size,
     text,
 )
+from volplugin.redaction import looks_secret
 
 __all__ = [
     "Common",
@@ -65,9 +65,6 @@ T = TypeVar("T")
 _METADATA: Final = "volplugin.option"
 _REST: Final = "volplugin.rest"
 _UNSET: Final = "unset"
-_SECRET: Final = re.compile(
-    r"secret|passw|passphrase|token|key|credential|auth", re.IGNORECASE
-)
 
 # A request's body may hold a hundred thousand unknown keys: naming these is enough.
 _MOST_FAULTS: Final = 20
@@ -296,7 +293,7 @@ def _show_text(key: str, values: Mapping[str, str]) -> str:
     """Show a word of the user's, unless its name says that it is a secret."""
     if key not in values:
         return _UNSET
-    return "a secret" if _SECRET.search(key) else quote(values[key])
+    return "a secret" if looks_secret(key) else quote(values[key])
 
 
 def _visible(attribute: str, declared: _Declared) -> str:

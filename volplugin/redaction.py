@@ -34,6 +34,11 @@ _TOLD: Final = re.compile(
 _PART: Final = 4  # characters: an error cuts long values short
 
 
+def looks_secret(name: str) -> bool:
+    """Tell whether what has this name is to be shown to nobody."""
+    return _SECRET.search(name) is not None
+
+
 @attrs.define
 class Redaction:
     """Blanks out one request, and then the answers to it, which may quote it."""
