@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -54,7 +55,8 @@ def exchange(
     """POST ``body`` to the plugin and return its answer, whatever its status.
 
     Raise `NotSent` or `NoAnswer`, after ``limit`` seconds at the latest, and
-    `InvalidArgument` for a plugin that is this very process.
+    `InvalidArgument` for a plugin that is this very process, or whose TLS files can't
+    be used.
     """
     deadline = time.monotonic() + limit
     try:
@@ -64,7 +66,7 @@ def exchange(
     try:
         return _converse(connected, _request(address, path, body, headers))
     except TimeoutError as error:
-        reason = f"{address}: no answer within {limit:.3g} s"
+        reason = f"{address}: no answer within {round(limit, 1):g} s"
         raise NoAnswer(reason, late=True) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"{address}: {_reason(error)}") from error
@@ -92,12 +94,13 @@ def _request(
     lines = [
         f"POST {path} HTTP/1.1",
         # As dockerd's, which is empty on a socket.
-        "Host: " + ("" if address.path else f"{address.host}:{address.port}"),
+        "Host: " + ("" if address.path else str(address)),
         *(f"{key}: {value}" for key, value in headers.items()),
         f"Content-Length: {len(body)}",
         "Connection: close",
     ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    # Headers may pass on bytes that aiohttp could not decode.
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
 def _converse(connected: socket.socket, request: bytes) -> Answer:
@@ -111,8 +114,8 @@ def _converse(connected: socket.socket, request: bytes) -> Answer:
         received = bytearray()
         while chunk := response.read(_CHUNK):
             received += chunk
-            if len(received) > LARGEST_ANSWER:
-                raise ValueError(f"its answer has more than {LARGEST_ANSWER} bytes")
+        if response.length:  # read in parts, http.client takes the end for the end
+            raise http.client.IncompleteRead(bytes(received), response.length)
     finally:
         response.close()
     return Answer(response.status, bytes(received))
@@ -133,26 +136,50 @@ def _connected(address: Address, deadline: float) -> socket.socket:
 
 
 def _connected_to_host(address: Address, deadline: float) -> socket.socket:
+    context = None if address.tls is None else _context(address)
     failure = OSError(f"{address.host} has no address")
-    for family, kind, proto, _, place in socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
-    ):
+    for family, kind, proto, _, place in _looked_up(address, deadline):
         connected = _Bounded(family, kind, proto)
         try:
             _connect(connected.until(deadline), place)
         except OSError as error:
             failure = error
             continue
-        if address.tls is None:
+        if context is None:
             return connected
-        return _wrapped(connected, address.tls, address.host, deadline)
+        return _wrapped(connected, context, address.host, deadline)
     raise failure
 
 
+def _looked_up(address: Address, deadline: float) -> list[Any]:
+    """Return what getaddrinfo(3) finds; raise `TimeoutError` at the deadline."""
+    found: list[Any] = []
+    failures: list[Exception] = []
+
+    def look_up() -> None:
+        try:
+            found.extend(
+                socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            )
+        except (OSError, ValueError) as error:
+            failures.append(error)
+
+    # The resolver has limits of its own, by which a thread that is left behind ends.
+    looking = threading.Thread(target=look_up, daemon=True)
+    looking.start()
+    looking.join(_left(deadline))
+    if looking.is_alive():
+        raise TimeoutError("its name can't be looked up in time")
+    if failures:
+        raise failures[0]
+    return found
+
+
 class _Bounded(socket.socket):
-    """What makes each wait of a socket end at one deadline."""
+    """What makes all waits of a socket end at one deadline, and bounds what comes."""
 
     deadline: float = 0.0
+    received: int = 0
 
     def until(self, deadline: float) -> "_Bounded":
         """Set the deadline, of `time.monotonic`; return the socket."""
@@ -162,7 +189,11 @@ class _Bounded(socket.socket):
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         """Do as `socket.socket.recv_into`, which `http.client` reads by."""
         self.settimeout(_left(self.deadline))
-        return super().recv_into(*args, **kwargs)
+        size = super().recv_into(*args, **kwargs)
+        self.received += size
+        if self.received > LARGEST_ANSWER:
+            raise ValueError(f"its answer has more than {LARGEST_ANSWER} bytes")
+        return size
 
     def sendall(self, *args: Any, **kwargs: Any) -> None:
         """Do as `socket.socket.sendall`, whose timeout is for all of it."""
@@ -183,17 +214,35 @@ def _connect(connecting: "_Bounded", place: Any) -> None:
         raise
 
 
-def _wrapped(
-    plain: socket.socket, tls: TLS, host: str, deadline: float
-) -> socket.socket:
-    """Begin TLS; raise `OSError` where the plugin does not prove itself."""
-    context = ssl.create_default_context(cafile=tls.ca_file or None)
+def _context(address: Address) -> ssl.SSLContext:
+    """Return how the plugin is to prove itself, and we to it."""
+    tls = address.tls or TLS()
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file or None)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{address.found_in}: CAFile {tls.ca_file}: {_reason(error)}"
+        ) from error
     context.sslsocket_class = _BoundedTLS
     if tls.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if tls.cert_file:
-        context.load_cert_chain(tls.cert_file, tls.key_file or None)
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(tls.cert_file, tls.key_file or None, password="")
+        except (OSError, ValueError) as error:
+            raise InvalidArgument(
+                f"{address.found_in}: CertFile {tls.cert_file}, KeyFile "
+                f"{tls.key_file}: {_reason(error)}"
+            ) from error
+    return context
+
+
+def _wrapped(
+    plain: socket.socket, context: ssl.SSLContext, host: str, deadline: float
+) -> socket.socket:
+    """Begin TLS; raise `OSError` where the plugin does not prove itself."""
     try:
         plain.settimeout(_left(deadline))
         wrapped = context.wrap_socket(plain, server_hostname=host)
