@@ -5,8 +5,10 @@ seconds each call fails at once; then one at a time is let through, and the firs
 is answered closes it again.
 """
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from volplugin.errors import Unavailable
@@ -26,20 +28,33 @@ class Breaker:
         self._since = ""
         self._reason = ""
         self._again = 0.0  # time.monotonic() at which one call is let through
+        self._trying = False  # that one has not ended
         self._answered = False
 
-    def require_closed(self) -> None:
-        """Let a call begin, or raise `Unavailable` that says since when and why not."""
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let a call pass, or raise `Unavailable` that says since when and why not."""
+        is_trial = self._let_through()
+        try:
+            yield
+        finally:
+            if is_trial:
+                with self._lock:
+                    self._trying = False
+
+    def _let_through(self) -> bool:
+        """Return whether the call is the one that tries whether it is up again."""
         with self._lock:
             if self._failures < FAILURES:
-                return
-            if time.monotonic() >= self._again:
-                self._again = time.monotonic() + PAUSE  # the others wait for this one
-                return
-            raise Unavailable(
-                f"plugin {self._name} is down since {self._since}: {self._reason}; it "
-                f"is tried again every {PAUSE:g} s"
-            )
+                return False
+            # One that hangs is waited for: each more would take another thread.
+            if self._trying or time.monotonic() < self._again:
+                raise Unavailable(
+                    f"plugin {self._name} is down since {self._since}: "
+                    f"{self._reason}; it is tried again every {PAUSE:g} s"
+                )
+            self._trying = True
+            return True
 
     def reset(self) -> None:
         """Let calls begin again: there is reason to think that it is up."""

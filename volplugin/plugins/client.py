@@ -33,7 +33,7 @@ CREATE_LIMIT: Final = 100.0  # seconds; dockerd waits 120 for us, we answer afte
 OTHER_LIMIT: Final = 45.0  # seconds; dockerd waits 60, we answer after 50
 
 _RESTART: Final = 3.0  # seconds in which a plugin that can't be reached may come back
-_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to reach it
+_PAUSES: Final = (0.05, 0.1, 0.2, 0.4)  # seconds between tries to reach it
 _LOOK: Final = 1.0  # seconds
 _SHOWN: Final = 400  # characters of what it says
 
@@ -115,7 +115,7 @@ class PluginClient:
         return [
             Held(name=each["Name"], mountpoint=_text(each, "Mountpoint"))
             for each in found
-            if isinstance(each, dict) and isinstance(each.get("Name"), str)
+            if isinstance(each, dict) and _text(each, "Name")
         ]
 
     def has(self, name: str) -> bool:
@@ -158,7 +158,11 @@ class PluginClient:
         end = time.monotonic() + limit
         if self._has_started_anew():
             self._breaker.reset()
-        self._breaker.require_closed()
+        with self._breaker.passing():
+            answer = self._answer(verb, message, end)
+        return self._read(verb, answer)
+
+    def _answer(self, verb: str, message: Mapping[str, Any], end: float) -> Answer:
         try:
             if not self._activated:
                 self._activate(end)
@@ -172,9 +176,12 @@ class PluginClient:
             if isinstance(error, NotSent):
                 raise Unavailable(text) from error
             raise Lost(text) from error
+        self._note_answer()
+        return answer
+
+    def _note_answer(self) -> None:
         if self._breaker.succeeded():
             log(logger, logging.INFO, "plugin up again", plugin=self.name)
-        return self._read(verb, answer)
 
     def _has_started_anew(self) -> bool:
         """Tell whether another plugin listens than the one that did not answer."""
@@ -196,9 +203,11 @@ class PluginClient:
             raise NotSent(f"Activate: {error}") from error
         try:
             implements = self._read("Activate", answer).get("Implements")
-        except Refused as error:
+        except (Refused, Lost) as error:
+            self._note_answer()
             raise Unavailable(f"plugin {self.name} is not ready: {error}") from error
         if not isinstance(implements, list) or "VolumeDriver" not in implements:
+            self._note_answer()
             raise Unavailable(
                 f"plugin {self.name} is no volume plugin: it implements "
                 f"{implements!r:.80}"
@@ -219,7 +228,9 @@ class PluginClient:
             "User-Agent": f"volplugin/{__version__}",
             route.HEADER: route.header(),
         }
-        give_up = min(time.monotonic() + _RESTART, end)
+        begun = time.monotonic()
+        # Who comes back in the last moment still has time to answer.
+        give_up = begun + min(_RESTART, (end - begun) / 2)
         pauses = iter(_PAUSES)
         while True:
             try:
@@ -227,9 +238,10 @@ class PluginClient:
                 address = self._address()
                 return exchange(address, path, body, limit=left, headers=headers)
             except NotSent:
-                pause = next(pauses, _PAUSES[-1])
-                if time.monotonic() + pause > give_up:
+                left = give_up - time.monotonic()
+                if left <= 0:
                     raise
+                pause = min(next(pauses, _PAUSES[-1]), left)
             except NoAnswer as error:
                 if not is_read or error.late:
                     raise
@@ -250,14 +262,10 @@ class PluginClient:
             fields = None
         said = fields.get("Err") if isinstance(fields, dict) else None
         if said:
-            raise Refused(" ".join(str(said).split())[:_SHOWN])
+            raise Refused(_shown(str(said)))
         if answer.status != 200:
-            text = " ".join(
-                answer.body[: 4 * _SHOWN].decode("utf-8", "replace").split()
-            )
-            raise Refused(
-                f"status {answer.status}: {text[:_SHOWN] or 'no reason given'}"
-            )
+            text = _shown(answer.body[: 4 * _SHOWN].decode("utf-8", "replace"))
+            raise Refused(f"status {answer.status}: {text or 'no reason given'}")
         if not isinstance(fields, dict):
             # As dockerd: that is no success, and not the plugin's word for a failure.
             raise Lost(
@@ -268,5 +276,18 @@ class PluginClient:
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
+    """Return the text under ``key``, "" for what no name and no path can be."""
     value = fields.get(key)
-    return value if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can name half a character
+        return ""
+    return value
+
+
+def _shown(text: str) -> str:
+    """Return what a plugin says, on one line that no terminal takes for commands."""
+    words = " ".join(text.split())[:_SHOWN]
+    return "".join(each if each.isprintable() else "?" for each in words)
