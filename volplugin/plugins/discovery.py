@@ -55,7 +55,8 @@ class Address:
     tls: TLS | None = None
 
     def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.path or f"{host}:{self.port}"
 
 
 @attrs.frozen(kw_only=True)
@@ -144,7 +145,7 @@ def _read(path: str) -> Address:
     if len(text) > _LARGEST:
         raise InvalidArgument(f"{path}: more than {_LARGEST} bytes are no address")
     if not path.endswith(".json"):
-        return _address(path, text.strip(), None)
+        return _address(path, text.strip(), {})
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -155,17 +156,17 @@ def _read(path: str) -> Address:
 
 
 def _address(found_in: str, url: str, tls: object) -> Address:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidArgument(f"{found_in}: {quote(url)}: {error}") from error
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.netloc:
             raise InvalidArgument(
                 f"{found_in}: {quote(url)} names no socket; give unix:///path"
             )
         return Address(found_in=found_in, path=parts.path)
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InvalidArgument(f"{found_in}: {quote(url)}: {error}") from error
     if parts.scheme not in _PORTS or not host:
         raise InvalidArgument(
             f"{found_in}: {quote(url)} is no address of a plugin; give "
@@ -181,7 +182,7 @@ def _address(found_in: str, url: str, tls: object) -> Address:
 
 
 def _tls(found_in: str, fields: Any) -> TLS:
-    if fields is None:
+    if fields is None:  # as dockerd: proved by the authorities that the host trusts
         return TLS()
     kinds = {
         "CAFile": str,
@@ -197,11 +198,16 @@ def _tls(found_in: str, fields: Any) -> TLS:
             f"InsecureSkipVerify, true or false"
         )
     ca_file = fields.get("CAFile", "")
+    cert_file, key_file = fields.get("CertFile", ""), fields.get("KeyFile", "")
+    if bool(cert_file) is not bool(key_file):
+        raise InvalidArgument(
+            f"{found_in}: TLSConfig has one of CertFile and KeyFile; give both"
+        )
     return TLS(
         ca_file=ca_file,
-        cert_file=fields.get("CertFile", ""),
-        key_file=fields.get("KeyFile", ""),
-        # dockerd proves no plugin whose file names no authority: those that work with
-        # it have certificates of their own making.
+        cert_file=cert_file,
+        key_file=key_file,
+        # dockerd proves no plugin whose TLSConfig names no authority, nor one of a
+        # .spec: those that work with it have certificates of their own making.
         insecure_skip_verify=fields.get("InsecureSkipVerify", False) or not ca_file,
     )
