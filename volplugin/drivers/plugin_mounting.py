@@ -105,8 +105,12 @@ class Mounting:
         hit("plugin.mount")
         answered = self._mount_there(volume, client, name)
         hit("plugin.mounted")
-        self._notes.write(volume.id, answered)
-        self._bind(answered, volume, client)
+        found = self._open_there(answered, client)
+        try:
+            self._notes.write(volume.id, _path_of(found))
+            self._bind(found, volume)
+        finally:
+            os.close(found)
         hit("plugin.bound")
 
     def _mount_there(self, volume: Volume, client: PluginClient, name: str) -> str:
@@ -122,28 +126,28 @@ class Mounting:
                 self._notes.drop(volume.id)
                 raise Unavailable(f"plugin {client.name}: Mount: {error}") from error
 
-    def _bind(self, answered: str, volume: Volume, client: PluginClient) -> None:
-        """Bind what the plugin answered; refuse what is no directory of its own.
+    def _open_there(self, answered: str, client: PluginClient) -> int:
+        """Open what the plugin answered; refuse what is no directory of its own.
 
-        An engine would take whatever it is told: for no path at all, its own bundle.
+        By a descriptor, which asks no file system whose daemon may hang. An engine
+        would take whatever it is told: for no path at all, its own bundle.
         """
         said = f"plugin {client.name} answers Mount with {quote(answered)}"
         if not answered.startswith("/") or "\0" in answered:
             raise Unavailable(f"{said}, which is no absolute path")
         try:
-            # By a descriptor, which does not ask a file system whose daemon may hang.
             found = os.open(answered, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Unavailable(f"{said}: {error.strerror}") from error
-        try:
-            source = f"/proc/self/fd/{found}"
-            path = os.readlink(source)
-            if overlap(path, [self._place]) is not None:
-                raise Unavailable(f"{said}, which is, or is around, volplugin's own")
-            flags = MountFlag.BIND | MountFlag.REC
-            mounts.mount(source, volume.mountpoint, "", flags=flags)
-        finally:
+        if overlap(_path_of(found), [self._place]) is not None:
             os.close(found)
+            raise Unavailable(f"{said}, which is, or is around, volplugin's own")
+        return found
+
+    def _bind(self, found: int, volume: Volume) -> None:
+        path = _path_of(found)
+        flags = MountFlag.BIND | MountFlag.REC
+        mounts.mount(f"/proc/self/fd/{found}", volume.mountpoint, "", flags=flags)
         table = mountinfo.read()
         bound = mountinfo.at(volume.mountpoint, table)
         if bound is None or mountinfo.inside(path, table) != (bound.device, bound.root):
@@ -205,21 +209,22 @@ def mount_id(volume: Volume) -> str:
     return hashlib.sha256(f"volplugin {volume.id}".encode()).hexdigest()
 
 
+def _path_of(descriptor: int) -> str:
+    """Return the path of an open directory, without links."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
 def _unmount(path: str) -> None:
     patience.outwait(lambda: mounts.unmount(path), _BUSY_LIMIT)
 
 
-def _clear_dead(answered: str, refusal: str) -> None:
-    """Unmount what a plugin that died has left at its mountpoint.
+def _clear_dead(path: str, refusal: str) -> None:
+    """Unmount what a plugin that died has left at its mountpoint ``path``.
 
     It keeps the next one from mounting there (rclone: "non-empty mountpoint"). Raise
     `Unavailable` where the mount is alive: then the refusal counts.
     """
-    path = answered.rstrip("/")
-    if not path:
-        return
-    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    if mountinfo.at(path, mountinfo.read()) is None:
+    if not path or mountinfo.at(path, mountinfo.read()) is None:
         return
     if _trouble(path) != _DEAD:
         raise Unavailable(refusal)
