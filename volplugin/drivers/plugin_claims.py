@@ -6,12 +6,16 @@ stands before the plugin is asked to make the volume, so what a plugin has by a 
 name is ours to remove.
 """
 
+import hashlib
 import os
+from typing import Final
 from urllib.parse import quote
 
 from volplugin.errors import AlreadyExists
 from volplugin.host import paths
 from volplugin.model import Volume
+
+_LONGEST: Final = 250  # bytes of a name that is written as it is
 
 
 class Claims:
@@ -57,4 +61,7 @@ class Claims:
         facts = volume.facts
         # Names of other plugins may hold anything; at most 255 bytes are a file's name.
         name = quote(facts["name"], safe="")
-        return os.path.join(self._folder, facts["plugin"], f"={name[:250]}")
+        if len(name) > _LONGEST:
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            name = f"{name[: _LONGEST - len(digest)]}{digest}"
+        return os.path.join(self._folder, facts["plugin"], f"={name}")
