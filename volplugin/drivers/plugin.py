@@ -77,7 +77,7 @@ class Plugin(Driver):
         )
 
     def _plugin_of(self, options: PluginOptions) -> str:
-        """Return the name of the plugin that is asked for, which is there."""
+        """Return the name of the plugin that is asked for, which is or was there."""
         plugin = options.plugin or self._config.plugin
         if plugin is None:
             known = self._config.folders.names()
@@ -88,7 +88,9 @@ class Plugin(Driver):
         try:
             self._config.folders.find(plugin)
         except NotFound as error:
-            raise InvalidArgument(str(error)) from error
+            if plugin not in self._clients:
+                raise InvalidArgument(str(error)) from error
+            # It was there before: it may be just restarting, and a call waits for it.
         return plugin
 
     def create(self, spec: Spec) -> None:
