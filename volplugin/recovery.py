@@ -10,7 +10,7 @@ from volplugin import accounting
 from volplugin.backends import Backend
 from volplugin.core import Core
 from volplugin.discovery import volumes_on_disk
-from volplugin.drivers.driver import Verifies
+from volplugin.drivers.driver import Lanes, Verifies
 from volplugin.errors import StoreCorrupt, VolpluginError
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo
@@ -35,7 +35,8 @@ async def recover(core: Core) -> None:
 
     Every *creating* is undone and every *removing* finished; mounts of an earlier
     boot, and those that were never answered, are dropped. What a backend that is out
-    of reach prevents is left for the sweep, and so is all that takes a cluster. A
+    of reach prevents is left for the sweep, and so is all that takes a cluster or
+    another plugin. A
     volume on disk that the store does not know is taken over: a damaged end of
     LevelDB's log can read as a short one. Raise `StoreCorrupt` when the store knows
     none at all and there are some: it was lost.
@@ -44,7 +45,7 @@ async def recover(core: Core) -> None:
     for backend in core.catalog.backends.all():
         await backend.run(backend.driver.open)
     for volume in list(store.volumes.values()):
-        if _needs_cluster(core, volume):
+        if _needs_others(core, volume):
             continue
         if volume.state is not State.READY or volume.pending:
             await _settle_unfinished(core, volume)
@@ -61,13 +62,16 @@ async def recover(core: Core) -> None:
         backend.start_purge()
 
 
-def _needs_cluster(core: Core, volume: Volume) -> bool:
+def _needs_others(core: Core, volume: Volume) -> bool:
     """Tell whether the volume is settled by the sweep, which begins at once.
 
-    A cluster that does not answer must not keep the sockets of all others waiting.
+    A cluster, or another plugin, that does not answer must not keep the sockets of all
+    others waiting.
     """
     backend = core.catalog.backends.get(volume.backend)
-    return backend is not None and is_shared(backend)
+    return backend is not None and (
+        is_shared(backend) or isinstance(backend.driver, Lanes)
+    )
 
 
 async def _verify(core: Core, backend: Backend) -> None:
@@ -154,9 +158,9 @@ async def _check_mounts(
                 path=volume.mountpoint,
             )
         # Short of its mount, an attach may have a hold or a device: detach lets go.
-        begun = checked.attached and _needs_cluster(core, volume)
+        begun = checked.attached and _needs_others(core, volume)
         checked = attrs.evolve(checked, attached=found or begun)
     if checked != mounts or (checked.attached and not checked.holders):
-        at_once = not _needs_cluster(core, volume)
+        at_once = not _needs_others(core, volume)
         await core.attachments.put_right(volume, checked, at_once=at_once)
         hit("core.recover.mounts")
