@@ -147,12 +147,13 @@ class Operations:
                 f"{nearest(there, [each.name for each in found])}"
             )
         wanted = {"driver": backend.name, **held.options}
-        await self._changes.run(
-            name,
-            lambda: self._core.create(name, wanted),
-            limit=None,
-            caller=caller,
-        )
+
+        async def change() -> None:
+            known = self._core.catalog.find(name)
+            if known is None or not _is(known, backend, held):
+                await self._core.create(name, wanted)
+
+        await self._changes.run(name, change, limit=None, caller=caller)
 
     async def _held(
         self, driver: str, asked: Mapping[str, str]
@@ -185,6 +186,15 @@ class Operations:
     async def _ready(self, name: str) -> tuple[Backend, Spec]:
         volume = self._volume(name)
         return self._core.catalog.backend(volume), self._core.catalog.spec(volume)
+
+
+def _is(volume: Volume, backend: Backend, held: Held) -> bool:
+    """Tell whether the volume is what is held there, however it was made ours."""
+    return (
+        volume.state is State.READY
+        and volume.backend == backend.name
+        and volume.facts == held.facts
+    )
 
 
 def _require_snapshot_name(name: str) -> None:

@@ -99,6 +99,11 @@ def load_or_fail(flags: dict[str, Any]) -> Config:
 
 def fail(message: str, status: int) -> NoReturn:
     """End the command with ``message`` on stderr and ``status``."""
+    tell(message)
+    sys.exit(status)
+
+
+def tell(message: str) -> None:
+    """Write ``message`` to stderr."""
     for line in message.splitlines():
         click.echo(f"volplugin: {line}", err=True)
-    sys.exit(status)

@@ -1,12 +1,13 @@
 """The commands of operators, for the server that runs: ``volume``, ``snapshot``."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from volplugin.cli.settings import fail, finding, load_or_fail
+from volplugin.cli.settings import fail, finding, load_or_fail, tell
 from volplugin.errors import VolpluginError
 from volplugin.sizes import format_size
 
@@ -169,13 +170,20 @@ def adopt(
             [("VOLUME", "ADOPTED AS"), *((each.name, each.volume) for each in found)]
         )
         return
+    failures = 0
     for there in names or [each.name for each in found if not each.volume]:
-        name = new_name or there
+        name = there if new_name is None else new_name
         try:
             server.adopt(name, backend, options, there)
-        except (VolpluginError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt as error:
             _failed(f"adopt {there}", error)
-        click.echo(name)
+        except VolpluginError as error:  # one of a hundred keeps none of the others
+            tell(f"adopt {there}: {error}")
+            failures += 1
+        else:
+            click.echo(name)
+    if failures:
+        sys.exit(1)
 
 
 @click.group()
