@@ -126,7 +126,8 @@ class Server:
         """Run one call, log its outcome, and turn an error into its answer."""
         told = CallLog(logger, operation)
         try:
-            route.enter(request.headers.get(route.HEADER, ""))
+            # Proxies add lines of their own.
+            route.enter(", ".join(request.headers.getall(route.HEADER, ())))
             message = protocol.decode(body) if body else {}
             door = self._door_of(request) if self._doors else ANY_DOOR
             call = Call(message, request, caller_of(request), door)
