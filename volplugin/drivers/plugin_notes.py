@@ -1,9 +1,10 @@
 """Notes of the mounts that we asked other plugins for, and are to take back.
 
 One file a volume in the backend's place, named by the volume's id, made before the
-plugin is asked; it holds the path of what the plugin answered, once it has. Notes outlive
-a boot, for plugins that mount again after one (rclone). None is synced: where a power
-cut takes one, the plugin refuses the next Mount or Remove, and is asked to unmount.
+plugin is asked; it holds the path of what the plugin answered, once it has. Notes
+outlive a boot, for plugins that mount again after one (rclone). None is synced: where a
+power cut takes one, the plugin refuses the next Mount or Remove, and is asked to
+unmount.
 """
 
 import contextlib
