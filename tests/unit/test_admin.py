@@ -13,6 +13,11 @@ from volplugin import protocol
 from volplugin.admin import messages
 from volplugin.admin.client import AdminClient
 from volplugin.admin.messages import (
+    AdoptableAnswer,
+    AdoptableEntry,
+    AdoptableRequest,
+    AdoptAnswer,
+    AdoptRequest,
     Failure,
     ReleaseAnswer,
     ResizeAnswer,
@@ -33,6 +38,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 words = st.none() | texts
 options = st.dictionaries(texts, texts, max_size=3)
 entries = st.builds(SnapshotEntry, name=texts, created_at=texts, size=texts)
+held = st.builds(AdoptableEntry, name=texts, volume=texts)
 
 
 @given(
@@ -44,6 +50,10 @@ entries = st.builds(SnapshotEntry, name=texts, created_at=texts, size=texts)
     | st.builds(SnapshotRequest, name=texts, snapshot=texts)
     | st.builds(SnapshotAnswer, name=texts, snapshot=texts)
     | st.builds(SnapshotsAnswer, name=texts, snapshots=st.lists(entries, max_size=3))
+    | st.builds(AdoptableRequest, name=texts, options=options)
+    | st.builds(AdoptableAnswer, volumes=st.lists(held, max_size=3))
+    | st.builds(AdoptRequest, name=texts, driver=texts, options=options, there=texts)
+    | st.builds(AdoptAnswer, name=texts)
     | st.builds(Failure, code=texts, message=texts)
 )
 def test_what_is_written_is_read_back(message: Any) -> None:
@@ -87,6 +97,19 @@ def test_the_wire() -> None:
     }
     released = ReleaseAnswer(name="q", holders=["'1' (pouchd)"])
     assert messages.encode(released) == b"""{"name":"q","holders":["'1' (pouchd)"]}"""
+    assert [messages.ADOPTABLE, messages.ADOPT] == [
+        "/admin/v1/adoptable",
+        "/admin/v1/adopt",
+    ]
+    found = AdoptableAnswer(volumes=[AdoptableEntry(name="x", volume="")])
+    assert messages.encode(found) == b'{"volumes":[{"name":"x","volume":""}]}'
+    adopted = AdoptRequest(name="q", driver="d", options={"plugin": "p"}, there="x")
+    assert json.loads(messages.encode(adopted)) == {
+        "name": "q",
+        "driver": "d",
+        "options": {"plugin": "p"},
+        "there": "x",
+    }
     taken = TakeOverAnswer(name="q", hosts=["a"])
     assert messages.encode(taken) == b'{"name":"q","hosts":["a"]}'
 
@@ -141,7 +164,7 @@ def test_what_is_no_answer(body: bytes, reason: str) -> None:
     assert reason in str(caught.value)
 
 
-WORDS = ["name", "size", "x", "snapshot", "snapshots"]
+WORDS = ["name", "size", "x", "snapshot", "snapshots", "options", "volumes", "there"]
 LISTED = '{"name":"q","snapshots":[{"name":"s","created_at":"","size":""}]}'
 
 
@@ -175,6 +198,38 @@ LISTED = '{"name":"q","snapshots":[{"name":"s","created_at":"","size":""}]}'
             LISTED.replace("size", "soze"),
             "unknown key 'soze'",
         ),
+        (AdoptableRequest, '{"name":"d"}', "options is missing"),
+        (AdoptableRequest, '{"options":{}}', "name is missing"),
+        (
+            AdoptableRequest,
+            '{"name":"d","options":{"a":1}}',
+            "options must hold strings",
+        ),
+        (
+            AdoptableRequest,
+            '{"name":"d","options":[]}',
+            "options must hold strings, not []",
+        ),
+        (AdoptRequest, '{"name":"q","driver":"d","options":{}}', "there is missing"),
+        (
+            AdoptRequest,
+            '{"name":"q","driver":"d","options":{},"there":1}',
+            "there must be a string, not 1",
+        ),
+        (
+            AdoptRequest,
+            '{"name":"q","driver":"d","options":{},"there":"x","as":"y"}',
+            "unknown key 'as'",
+        ),
+        (AdoptableAnswer, "{}", "volumes is missing"),
+        (AdoptableAnswer, '{"volumes":{}}', "volumes must be objects"),
+        (AdoptableAnswer, '{"volumes":[1]}', "volumes must be objects"),
+        (AdoptableAnswer, '{"volumes":[{"name":"x"}]}', "volume is missing"),
+        (
+            AdoptableAnswer,
+            '{"volumes":[{"name":"x","volume":null}]}',
+            "volume must be a string, not None",
+        ),
     ],
 )
 def test_what_is_no_message_of_its_kind(
@@ -195,7 +250,12 @@ def test_what_is_no_message_of_its_kind(
             | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)
         ),
     ).map(lambda value: json.dumps(value).encode()),
-    st.sampled_from([ResizeRequest, VolumeRequest, SnapshotRequest, SnapshotsAnswer]),
+    st.sampled_from(
+        [
+            *(ResizeRequest, VolumeRequest, SnapshotRequest, SnapshotsAnswer),
+            *(AdoptableRequest, AdoptRequest, AdoptableAnswer),
+        ]
+    ),
 )
 def test_any_body_is_a_message_or_refused(
     body: bytes, kind: type[attrs.AttrsInstance]
@@ -311,6 +371,14 @@ def test_wrong_words(arguments: list[str], reason: str) -> None:
             ["snapshot", "create"],
             ["volplugin snapshot create pg@monday", "power cut"],
         ),
+        (
+            ["volume", "adopt"],
+            [
+                "volplugin volume adopt --driver plugin=rclone photos",
+                "nothing is copied or moved",
+                "the plugin keeps it",
+            ],
+        ),
         (["snapshot", "ls"], ["oldest first"]),
         (["snapshot", "rm"], ["Refused while volumes"]),
         (["snapshot"], ["-o from=VOLUME@SNAPSHOT", "create", "ls", "rm"]),
@@ -333,6 +401,19 @@ def test_the_help_of_the_others_teaches(words: list[str], texts: list[str]) -> N
     [
         (["volume", "takeover"], "Missing argument 'NAME'"),
         (["volume", "takeover", "a", "b"], "unexpected extra argument"),
+        (["volume", "adopt", "x"], "Missing option '--driver'"),
+        (["volume", "adopt", "--driver", "plugin"], "give VOLUME..., or --all, or"),
+        (["volume", "adopt", "--driver", "p", "x", "--all"], "give VOLUME..., or"),
+        (["volume", "adopt", "--driver", "p", "--list", "--all"], "give VOLUME..., or"),
+        (
+            ["volume", "adopt", "--driver", "p", "a", "b", "--as", "c"],
+            "--as is for one",
+        ),
+        (["volume", "adopt", "--driver", "p", "--all", "--as", "c"], "--as is for one"),
+        (
+            ["volume", "adopt", "--driver", "p", "--list", "--as", "c"],
+            "--as is for one",
+        ),
         (["snapshot", "ls"], "Missing argument 'VOLUME'"),
         (["snapshot", "create"], "Missing argument 'VOLUME@SNAPSHOT'"),
         (["snapshot", "create", "pg"], "'pg': give VOLUME@SNAPSHOT"),

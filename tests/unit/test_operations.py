@@ -1,15 +1,17 @@
 """The operators' verbs: what each needs of a driver, and of the volume."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from fake_cluster import Host, Run, World, runner, until
+from fake_cluster import Host, Options, Plain, Run, World, runner, until
 
+from volplugin import drivers
 from volplugin.changes import Caller
+from volplugin.drivers.driver import Held, Plan
 from volplugin.errors import (
     AlreadyExists,
     InUse,
@@ -19,15 +21,53 @@ from volplugin.errors import (
     Unsupported,
 )
 from volplugin.model import Client, State
+from volplugin.options import option, text
 from volplugin.store.store import PutVolume
 
 Verb = Callable[[Host, str], Coroutine[Any, Any, Any]]
 
 
+@attrs.frozen(kw_only=True)
+class AdoptOptions(Options):
+    """Those of `Adopting`."""
+
+    party: str | None = option(help="whose", parse=text, default=None)
+    adopt: str | None = option(help="which one", parse=text, default=None)
+
+
+class Adopting(Plain):
+    """A driver that finds x, y and z of a party, by default the first."""
+
+    name = "adopting"
+    Options = AdoptOptions
+    down = False
+
+    def plan(self, name: str, volume_id: str, options: AdoptOptions) -> Plan:
+        where = f"{self.place}/{name}"
+        facts = {"party": options.party or "first", "name": options.adopt or name}
+        return Plan(mountpoint=where, facts=facts)
+
+    def adoptable(self, options: AdoptOptions) -> Sequence[Held]:
+        if self.down:
+            raise Unavailable("it is down")
+        party = options.party or "first"
+        return [
+            Held(
+                name=name,
+                options={"party": party, "adopt": name},
+                facts={"party": party, "name": name},
+            )
+            for name in ("x", "y", "z")
+        ]
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a test in a world of its own."""
-    return runner(tmp_path, monkeypatch)
+    run = runner(tmp_path, monkeypatch)
+    modules = {**drivers._MODULES, "adopting": (__name__, "Adopting")}
+    monkeypatch.setattr(drivers, "_MODULES", modules)
+    return run
 
 
 async def resize(host: Host, name: str) -> Any:
@@ -341,5 +381,152 @@ def test_a_client_that_leaves_ends_nothing(run: Run) -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         assert [found.name for found in await snapshots(host, "v")] == ["then"]
+
+    run(test)
+
+
+# Volumes that others made
+
+
+def adopting(world: World) -> Host:
+    """Return a host with two backends that adopt."""
+    return world.host("a", ours={"driver": "adopting"}, other={"driver": "adopting"})
+
+
+async def adopt(
+    host: Host, name: str, there: str = "x", backend: str = "ours", **asked: str
+) -> None:
+    await host.operations.adopt(name, backend, asked, there, Caller())
+
+
+async def listed(host: Host, backend: str = "ours", **asked: str) -> Mapping[str, Any]:
+    return await host.operations.adoptable(backend, asked)
+
+
+def test_what_could_be_adopted(run: Run) -> None:
+    """All that is there, each with the volume that it is, of this backend and party."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        assert await listed(host) == {"x": None, "y": None, "z": None}
+        await adopt(host, "x")
+        await adopt(host, "mine", "y")
+        await host.create("z", driver="ours")
+        assert await listed(host) == {"x": "x", "y": "mine", "z": "z"}
+        assert await listed(host, "other") == {"x": None, "y": None, "z": None}
+        assert await listed(host, party="second") == dict.fromkeys(["x", "y", "z"])
+        await host.remove("mine")
+        assert await listed(host) == {"x": "x", "y": None, "z": "z"}
+
+    run(test)
+
+
+def test_an_adopted_volume(run: Run) -> None:
+    """It has the options of a create that adopts it, and is that one again."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        await adopt(host, "mine")
+        volume = host.catalog.get("mine")
+        assert volume.options == {"party": "first", "adopt": "x"}
+        assert volume.facts == {"party": "first", "name": "x"}
+        assert volume.backend == "ours"
+        await adopt(host, "mine")
+        await host.create("mine", driver="ours", party="first", adopt="x")
+        assert host.catalog.get("mine") is volume
+
+    run(test)
+
+
+def test_one_that_is_ours_in_other_words(run: Run) -> None:
+    """However it was made: what is that volume already is success."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        await host.create("mine", driver="ours", adopt="x")
+        await host.create("y", driver="ours")
+        before = host.id("mine"), host.id("y")
+        await adopt(host, "mine", "x")
+        await adopt(host, "mine", "x", party="first")
+        await adopt(host, "y", "y")
+        assert (host.id("mine"), host.id("y")) == before
+
+    run(test)
+
+
+def test_a_name_of_another_volume(run: Run) -> None:
+    """It is not replaced, be it of another party, backend or driver."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        await adopt(host, "mine", "x")
+        await host.create("plain", driver="plain")
+        before = host.id("mine"), host.id("plain")
+        with pytest.raises(AlreadyExists, match="adopt is x, asked for y"):
+            await adopt(host, "mine", "y")
+        with pytest.raises(AlreadyExists, match="party is first, asked for second"):
+            await adopt(host, "mine", "x", party="second")
+        with pytest.raises(AlreadyExists, match="driver is ours, asked for other"):
+            await adopt(host, "mine", "x", "other")
+        with pytest.raises(AlreadyExists, match="driver is plain, asked for ours"):
+            await adopt(host, "plain", "x")
+        assert (host.id("mine"), host.id("plain")) == before
+
+    run(test)
+
+
+def test_one_that_is_being_removed(run: Run) -> None:
+    """It is removed first, and then adopted anew."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        await adopt(host, "mine")
+        before = host.catalog.get("mine")
+        await host.store.commit(PutVolume(attrs.evolve(before, state=State.REMOVING)))
+        await adopt(host, "mine")
+        assert host.id("mine") not in {None, before.id}
+
+    run(test)
+
+
+def test_what_is_not_there(run: Run) -> None:
+    """The error names the nearest that is; nothing is made."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        with pytest.raises(NotFound) as caught:
+            await adopt(host, "mine", "X")
+        assert str(caught.value) == (
+            "there is no volume 'X' to adopt; did you mean 'x'?"
+        )
+        with pytest.raises(InvalidArgument, match=r"volume name '\.\./x'"):
+            await adopt(host, "../x")
+        assert host.catalog.volumes() == []
+
+    run(test)
+
+
+def test_who_does_not_adopt(run: Run) -> None:
+    """A driver that can't says so, one that is down too, and wrong options are."""
+
+    async def test(world: World) -> None:
+        host = adopting(world)
+        for verb in (listed(host, "plain"), adopt(host, "v", "x", "plain")):
+            with pytest.raises(Unsupported, match="driver plain adopts nothing"):
+                await verb
+        for verb in (listed(host, "our"), adopt(host, "v", "x", "our")):
+            with pytest.raises(InvalidArgument, match="did you mean 'ours'"):
+                await verb
+        for verb in (listed(host, parti="x"), adopt(host, "v", parti="x")):
+            with pytest.raises(InvalidArgument, match="did you mean 'party'"):
+                await verb
+        backend = host.backends.get("ours")
+        assert backend is not None
+        assert isinstance(backend.driver, Adopting)
+        backend.driver.down = True
+        for verb in (listed(host), adopt(host, "v")):
+            with pytest.raises(Unavailable, match="it is down"):
+                await verb
+        assert host.catalog.volumes() == []
 
     run(test)

@@ -1,6 +1,7 @@
 """Declaring options, parsing them, and what users are told."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -75,6 +76,21 @@ class Range:
 @attrs.frozen(kw_only=True)
 class Nothing:
     pass
+
+
+@attrs.frozen(kw_only=True)
+class Open:
+    owner_id: int | None = option(
+        help="owner", parse=options.identity, default=None, unit="uid"
+    )
+    rest: Mapping[str, str] = options.rest(help="for another")
+
+
+@attrs.frozen(kw_only=True)
+class Pairs:
+    pairs: Mapping[str, str] = option(
+        help="words", parse=options.pairs, default=attrs.Factory(dict), shown="none"
+    )
 
 
 def refusal(raw: dict[str, str], kind: type[Exception] = InvalidArgument) -> str:
@@ -195,6 +211,96 @@ def test_differences_name_each_option_in_the_users_form() -> None:
     assert differences(Settings(allow=("/a", "/b")), Settings()) == [
         "allow is /a,/b, asked for none"
     ]
+
+
+def test_the_rest_is_taken_as_it_is() -> None:
+    """A class may take all that it does not declare, unchecked; what it does is."""
+    raw = {"owner-id": "5", "owner_id": "x", "size": "\0é", "": "=", "k" * 999: ""}
+    made = parse(Open, raw, subject="driver open")
+    assert made.owner_id == 5
+    assert made.rest == {"owner_id": "x", "size": "\0é", "": "=", "k" * 999: ""}
+    assert parse(Open, {}, subject="driver open") == Open(rest={})
+    with pytest.raises(InvalidArgument) as caught:
+        parse(Open, {"owner-id": "x", "size": "1"}, subject="driver open")
+    assert str(caught.value).startswith("option owner-id: 'x' is not an id")
+    assert "unknown" not in str(caught.value)
+
+
+def test_the_rest_is_one_of_no_option() -> None:
+    """Its field's own name is a key as any other."""
+    assert parse(Open, {"rest": "1"}, subject="driver open").rest == {"rest": "1"}
+
+
+def test_the_rest_is_described() -> None:
+    """-o help tells of it in the last line."""
+    assert describe(Open).split("\n") == [
+        "owner-id   uid   no default  owner",
+        "any other  text  no default  for another",
+    ]
+
+
+def test_differences_of_the_rest() -> None:
+    """Each key that differs is named, with what it is and what was asked for."""
+    assert differences(Open(rest={"a": "1"}), Open(rest={"a": "1"})) == []
+    before = {"same": "1", "size": "1g", "gone": "x"}
+    after = {"same": "1", "size": "2g", "Come": ""}
+    assert differences(Open(rest=before), Open(owner_id=5, rest=after)) == [
+        "owner-id is unset, asked for 5",
+        "Come is unset, asked for ''",
+        "gone is 'x', asked for unset",
+        "size is '1g', asked for '2g'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("password", "s3-secret", "SECRET_ACCESS_KEY", "api_key", "token", "auth"),
+        *("Credentials", "passwd", "crypt-passphrase", "vfs.key", "sasToken"),
+    ],
+)
+def test_differences_tell_no_secret(key: str) -> None:
+    """That it differs is told, and whether it is there."""
+    for before, after, told in (
+        ("hidden1", "hidden2", "a secret, asked for a secret"),
+        ("hidden1", None, "a secret, asked for unset"),
+        (None, "hidden2", "unset, asked for a secret"),
+    ):
+        mine = {} if before is None else {key: before}
+        theirs = {} if after is None else {key: after}
+        assert differences(Open(rest=mine), Open(rest=theirs)) == [f"{key} is {told}"]
+
+
+def test_settings_take_pairs() -> None:
+    """One as a text, several as a list; a value may hold anything, also none."""
+    for said, value in (
+        ("a=b", {"a": "b"}),
+        (["a=b", "c=d=e", "f="], {"a": "b", "c": "d=e", "f": ""}),
+        ([], {}),
+    ):
+        assert parse_settings(Pairs, {"pairs": said}, "b").pairs == value
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "'' is not KEY=VALUE"),
+        ("a", "'a' is not KEY=VALUE"),
+        ("=b", "'=b' is not KEY=VALUE"),
+        (["a=1", "b"], "'b' is not KEY=VALUE"),
+        (["a=1", "a=1"], "'a' is there twice; give it once"),
+        (["a=1", 5], "is not a list of texts"),
+        ({"a": "b"}, "a table does not fit here"),
+        (5, "'5' is not KEY=VALUE"),
+        (True, "'true' is not KEY=VALUE"),
+    ],
+)
+def test_what_is_no_pair(given: object, told: str) -> None:
+    """It is refused with the value and with what would be one."""
+    with pytest.raises(InvalidArgument) as caught:
+        parse_settings(Pairs, {"pairs": given}, "b")
+    assert str(caught.value).startswith("setting pairs: ")
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(
