@@ -70,7 +70,7 @@ class Recorder:
         self._lines: LineWriter[_Item] = LineWriter(
             "recorder",
             lambda expired: _File(self, descriptor, expired),
-            _render,
+            self._render,
             transcripts.dropped,
             CAPACITY,
         )
@@ -109,6 +109,13 @@ class Recorder:
     def close(self) -> None:
         """Write what is queued, as `LineWriter.close` does."""
         self._lines.close()
+
+    def _render(self, item: _Item) -> bytes:
+        try:
+            return item if isinstance(item, bytes) else transcripts.entry(*item)
+        except Exception as error:  # noqa: BLE001 - a bug must not pass unnoticed
+            self.end(error)
+            return b""
 
 
 class _File:
@@ -261,7 +268,3 @@ def _check(path: str, status: os.stat_result) -> None:
 def _ends_within_a_line(descriptor: int) -> bool:
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-
-
-def _render(item: _Item) -> bytes:
-    return item if isinstance(item, bytes) else transcripts.entry(*item)

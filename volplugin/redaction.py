@@ -151,14 +151,15 @@ def _is_json(text: str) -> bool:
 
 def _leaves(value: Any) -> Iterator[str]:
     """Yield the texts and numbers in a value, however deep; nothing for empty ones."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-    elif value not in ("", None):
-        yield value if isinstance(value, str) else json.dumps(value)
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+        elif item not in ("", None):
+            yield item if isinstance(item, str) else json.dumps(item)
 
 
 def _forms(secret: str) -> Iterator[str]:

@@ -74,6 +74,13 @@ def test_every_word(word: str) -> None:
     assert Redaction().body(json.dumps({name: "abc"})) == json.dumps({name: "***"})
 
 
+def test_any_depth() -> None:
+    """A value that the parser can take is blanked, however deep it is."""
+    for depth in range(1, 1100, 7):
+        text = '{"key":' + "[" * depth + '"abc"' + "]" * depth + "}"
+        assert "abc" not in Redaction().body(text)
+
+
 def test_a_header() -> None:
     """Only a header with such a name, and a value, loses it."""
     redaction = Redaction()
