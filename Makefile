@@ -78,6 +78,11 @@ format: $(VENV)/.installed-test ## format, and mend what ruff can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# What dockerd and podman send, for tests/protocol, recorded anew.
+.PHONY: recordings
+recordings: packages-test $(VENV)/.installed-test
+	@cd tests && exec ../$(VENV)/bin/python -m support.record_engines
+
 .PHONY: bench
 bench: packages-bench $(VENV)/.installed-test ## measure beside rclone and Docker's local driver (ARGS="--quick --write")
 	@exec $(VENV)/bin/python -m benchmarks.bench $(ARGS)

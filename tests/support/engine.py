@@ -23,15 +23,16 @@ class Engine:
         config: str = "",
         arguments: Sequence[str] = (),
         own_network: bool = False,
+        sweep: float = 1,
     ) -> None:
         require_docker()
         self.host = Host(own_network=own_network)
         self._inherited = {mount.source for mount in self.host.mounts()}
-        # A sweep each second, for tests that wait for one.
+        # Often, for tests that wait for one.
         self.plugin = Plugin(
             self.host.folder,
             host=self.host,
-            config="sweep-interval = 1\n" + config,
+            config=f"sweep-interval = {sweep}\n{config}",
             arguments=arguments,
         )
         self.docker = Docker(self.host, live_restore=live_restore)
