@@ -114,17 +114,17 @@ class Mounting:
         hit("plugin.bound")
 
     def _mount_there(self, volume: Volume, client: PluginClient, name: str) -> str:
-        own_id = mount_id(volume)
         try:
-            return client.mount(name, own_id)
-        except Refused:
+            return client.mount(name, mount_id(volume))
+        except Refused as refused:
+            said = refused
+        try:
             # Perhaps for an earlier Mount by this ID, whose note a power cut took.
-            try:
-                client.unmount(name, own_id)
-                return client.mount(name, own_id)
-            except Refused as error:
-                self._notes.drop(volume.id)
-                raise Unavailable(f"plugin {client.name}: Mount: {error}") from error
+            client.unmount(name, mount_id(volume))
+            return client.mount(name, mount_id(volume))
+        except Refused:
+            self._notes.drop(volume.id)
+            raise Unavailable(f"plugin {client.name}: Mount: {said}") from said
 
     def _open_there(self, answered: str, client: PluginClient) -> int:
         """Open what the plugin answered; refuse what is no directory of its own.
