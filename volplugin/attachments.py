@@ -14,12 +14,12 @@ import attrs
 from volplugin import accounting
 from volplugin.catalog import Catalog
 from volplugin.drivers.driver import ServedByOthers
-from volplugin.errors import InUse
+from volplugin.errors import InUse, Unsupported
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo, namespaces, processes
 from volplugin.host.namespaces import Process
 from volplugin.logs import log
-from volplugin.model import Holder, Mounts, Volume
+from volplugin.model import Client, Holder, Mounts, Volume
 from volplugin.store.store import PutMounts
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,35 @@ class Attachments:
             )
             raise
         hit("core.attach.commit")
+
+    async def require_seen(self, volume: Volume, client: Client) -> None:
+        """Raise `Unsupported` where ``client`` can't see the mount of the volume.
+
+        An engine in a mount namespace that our mounts do not reach would give its
+        containers the empty directory below. What is not mounted is there for all; and
+        for a client of another pid namespace, or one that has ended, nothing is known.
+        """
+        backend = self._catalog.backend(volume)
+        if client.pid == 0 or not backend.driver.attaches(volume):
+            return
+        if namespaces.is_ours(client.pid):
+            return
+        path = volume.mountpoint
+        if await asyncio.to_thread(namespaces.sees, client.pid, path):
+            return
+        if not processes.is_alive(client):
+            return  # and what has its pid by now is somebody else
+        uid = processes.owner(client.pid)
+        raise Unsupported(
+            f"{client.program or 'the client'} (pid {client.pid}, uid {uid}) has a "
+            f"mount namespace that does not get the mounts of volplugin's: a container "
+            f"would find the empty directory {path}. Let mounts reach it: by `mount "
+            f"--make-rshared /` before it starts, where no systemd has done so; by "
+            f"MountFlags=slave or shared in the engine's unit, and no PrivateMounts=, "
+            f"PrivateTmp= or Protect…= in volplugin's. An engine that gets none can "
+            f"use volumes that are not mounted: driver=local, and driver=quota where "
+            f"it limits in place"
+        )
 
     async def release(self, volume: Volume, mounts: Mounts) -> None:
         """Make ``mounts`` true, which has fewer holders; detach after the last.
@@ -106,6 +135,11 @@ class Attachments:
         """Go back to the holders of ``before``, attached or not as it now is."""
         now = self._catalog.mounts(volume.name)
         await self._write(volume, attrs.evolve(now, holders=before.holders))
+
+    async def take_back(self, volume: Volume, before: Mounts) -> None:
+        """Go back to the holders of ``before``, and detach if there are none."""
+        now = self._catalog.mounts(volume.name)
+        await self.release_quietly(volume, attrs.evolve(now, holders=before.holders))
 
     async def put_right(
         self, volume: Volume, mounts: Mounts, *, at_once: bool = True

@@ -148,7 +148,13 @@ class VolumeManager:
             now=now(),
             server=self._core.attachments.server_id,
         )
-        await self._core.attachments.attach(volume, claimed, holder_id)
+        attachments = self._core.attachments
+        await attachments.attach(volume, claimed, holder_id)
+        try:
+            await attachments.require_seen(volume, client)
+        except BaseException:
+            await attachments.take_back(volume, before)
+            raise
         if caller.is_waiting():
             return volume.mountpoint
         log(

@@ -21,6 +21,7 @@ import attrs
 from support import processes
 from support.ceph import POOL, Ceph
 from support.client import Client, PluginError
+from support.connections import Connector
 from support.mounts import read_mounts
 from support.plugin import Plugin, plugin_environment
 from support.require import require
@@ -130,14 +131,37 @@ def checksum(file: Path) -> str:
 
 
 class Inside(Plugin):
-    """A server in the namespaces that ``enter`` brings it into, with its helpers."""
+    """A server in the namespaces that `enter` brings it into, with its helpers.
+
+    Its engine is there too: it gets no mount whose mounts it can't see.
+    """
 
     def __init__(self, folder: Path, enter: Sequence[str], config: str) -> None:
         super().__init__(folder, config=config)
-        self.enter = enter
+        self._enter: Sequence[str] = ()
+        self._connector: Connector | None = None
+        self.enter(enter)
+
+    def enter(self, words: Sequence[str]) -> None:
+        """Have the next start begin with ``words``, and the engine come from there."""
+        self._leave()
+        self._enter = words
+        if words:
+            self._connector = Connector(words)
+        self.client = Client(self.socket, connector=self._connector)
+
+    def _leave(self) -> None:
+        if self._connector is not None:
+            self._connector.close()
+        self._connector = None
 
     def command(self, *words: str) -> list[str]:
-        return [*self.enter, *super().command(*words)]
+        return [*self._enter, *super().command(*words)]
+
+    def close(self) -> None:
+        self._leave()
+        self.client = Client(self.socket)  # what is still to be asked, it may answer
+        super().close()
 
 
 @attrs.define(eq=False)

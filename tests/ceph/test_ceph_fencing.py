@@ -280,7 +280,7 @@ def test_rebooted_host(boots: Boots, hosts: Hosts) -> None:
         sums[name] = fill(seen(a, a.mount(name)) / "file")
     hosts.all_know("v", "w")
     a.die()
-    a.plugin.enter = boots()
+    a.plugin.enter(boots())
     a.mounted.clear()
     a.plugin.start()
     assert "attached on a (address" in b.refusal("Mount", "v", ID="1")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,12 +93,20 @@ def host_of(plugin: Plugin) -> Host:
 
 
 class Life:
-    """One life of a client: a process named ``program`` that makes calls."""
+    """One life of a client: a process named ``program`` that makes calls.
 
-    def __init__(self, plugin: Plugin, program: str) -> None:
+    It is in the plugin's host, unless the words ``enter`` bring it elsewhere.
+    """
+
+    def __init__(
+        self, plugin: Plugin, program: str, enter: Sequence[str] | None = None
+    ) -> None:
         self.program = program
+        if enter is None:
+            enter = [] if plugin._host is None else plugin._host.command()
+        peer = [sys.executable, "-I", "-S", str(_PEER), str(plugin.socket)]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _PEER, plugin.client.socket, program],
+            [*enter, *peer, program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -168,9 +176,11 @@ class Lives:
         self._plugin = plugin
         self._begun: list[Life] = []
 
-    def begin(self, program: str = "dockerd") -> Life:
+    def begin(
+        self, program: str = "dockerd", enter: Sequence[str] | None = None
+    ) -> Life:
         """Begin a life of ``program``."""
-        life = Life(self._plugin, program)
+        life = Life(self._plugin, program, enter)
         self._begun.append(life)
         return life
 

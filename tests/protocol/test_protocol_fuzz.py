@@ -51,7 +51,7 @@ class Fenced:
 
     def ask(self, data: bytes) -> Answer | None:
         """Send ``data`` on a connection of its own; None if it was closed."""
-        with connected(self.plugin.client.socket) as wire:
+        with connected(self.plugin.client) as wire:
             wire.send(data)
             return wire.answer()
 
@@ -281,7 +281,7 @@ def test_bodies_that_are_cut_or_bent(
 )
 def test_garbage(fenced: Fenced, head: bytes, rest: bytes) -> None:
     """Bytes that are mostly no HTTP: an answer or the end of the connection."""
-    with connected(fenced.plugin.client.socket, limit=5) as wire:
+    with connected(fenced.plugin.client, limit=5) as wire:
         wire.send(head + b"\r\n" + rest + b"\r\n\r\n")
         wire.socket.shutdown(socket.SHUT_WR)
         answer = wire.answer()

@@ -576,7 +576,7 @@ def test_a_caller_that_left() -> None:
     failpoints = "tmpfs.attach=sleep:1*1"
     with serving_in_host(failpoints=failpoints, sweep=3600) as plugin:
         plugin.client.create("v", {"driver": "tmpfs"})
-        with connected(plugin.client.socket) as wire:
+        with connected(plugin.client) as wire:
             wire.send(post("Mount", b'{"Name":"v","ID":"%s"}' % X.encode()))
             eventually(lambda: holders(plugin, "v") == 1, "the Mount is under way")
         eventually(lambda: "mount taken back" in plugin.log, "it is taken back")
@@ -594,10 +594,10 @@ def test_a_caller_that_asks_again() -> None:
     with serving_in_host(failpoints="tmpfs.attach=sleep:1*1") as plugin:
         plugin.client.create("v", {"driver": "tmpfs"})
         message = b'{"Name":"v","ID":"%s"}' % X.encode()
-        with connected(plugin.client.socket) as wire:
+        with connected(plugin.client) as wire:
             wire.send(post("Mount", message))
             eventually(lambda: holders(plugin, "v") == 1, "the Mount is under way")
-        with connected(plugin.client.socket) as wire:
+        with connected(plugin.client) as wire:
             answer = wire.ask(post("Mount", message))
             assert answer.json == {"Mountpoint": PATH}
             assert holders(plugin, "v") == 1

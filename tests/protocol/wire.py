@@ -1,12 +1,12 @@
 """Raw HTTP on a plugin socket: the bytes that are sent, the bytes that come back."""
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from support.client import Answer
+import attrs
+from support.client import Answer, Client
 
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.1+json"
 
@@ -30,14 +30,9 @@ def post(
 class Wire:
     """One connection; requests may be sent before answers are read."""
 
-    def __init__(self, path: Path, *, limit: float = 20) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(limit)
-        try:
-            self.socket.connect(str(path))
-        except BaseException:
-            self.socket.close()
-            raise
+    def __init__(self, path: Path | Client, *, limit: float = 20) -> None:
+        client = path if isinstance(path, Client) else Client(path)
+        self.socket = attrs.evolve(client, limit=limit).connect()
         self._reader = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
@@ -75,8 +70,8 @@ class Wire:
 
 
 @contextlib.contextmanager
-def connected(path: Path, *, limit: float = 20) -> Iterator[Wire]:
-    """Connect to the plugin socket ``path``, and disconnect at the end."""
+def connected(path: Path | Client, *, limit: float = 20) -> Iterator[Wire]:
+    """Connect to a plugin's socket, or as a client does; disconnect at the end."""
     wire = Wire(path, limit=limit)
     try:
         yield wire

@@ -9,6 +9,10 @@ from typing import Any
 
 import attrs
 
+from support.connections import Connector
+
+_Socket = socket.socket  # `Client` has another one
+
 
 class PluginError(Exception):
     """The plugin answered an error: its text, with the HTTP status."""
@@ -33,31 +37,40 @@ class Answer:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, limit: float) -> None:
-        super().__init__("localhost", timeout=limit)
-        self._path = path
-        self._limit = limit
+    def __init__(self, client: "Client") -> None:
+        super().__init__("localhost", timeout=client.limit)
+        self._client = client
 
     def connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self._limit)
-            connection.connect(self._path)
-        except BaseException:
-            connection.close()
-            raise
-        self.sock = connection
+        self.sock = self._client.connect()
 
 
 @attrs.frozen
 class Client:
     """Calls a plugin (or dockerd) on ``socket``; each call is a connection of its own.
 
-    Safe to share between threads.
+    ``connector`` connects in its place, where the plugin's namespaces are not ours: it
+    does not mount for who can't see the mount. Safe to share between threads.
     """
 
     socket: Path
     limit: float = 60
+    connector: Connector | None = None
+
+    def connect(self) -> _Socket:
+        """Return a connection; each wait on it is for ``limit`` s at most."""
+        if self.connector is not None:
+            connection = self.connector.connect(self.socket)
+            connection.settimeout(self.limit)
+            return connection
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self.limit)
+            connection.connect(str(self.socket))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def request(
         self,
@@ -71,7 +84,7 @@ class Client:
 
         Raise `OSError` or `http.client.HTTPException` when there is no answer.
         """
-        connection = _UnixConnection(str(self.socket), self.limit)
+        connection = _UnixConnection(self)
         try:
             connection.request(verb, path, body, dict(headers or {}))
             answer = connection.getresponse()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from support import processes
+from support.connections import Connector
 from support.mounts import Mount, read_mounts
 from support.require import require, require_root
 
@@ -63,6 +64,7 @@ class Host:
         self._started: list[subprocess.Popen[bytes]] = []
         self._made = [folder for folder in _PRIVATE if _make(folder)]
         self.namespace = ""
+        self._connector: Connector | None = None
         self._holder = subprocess.Popen(
             [*cut_off, "sh", "-c", _SETUP, "sh", *_PRIVATE],
             stdin=subprocess.PIPE,
@@ -80,11 +82,18 @@ class Host:
         if own_network:
             self.run(require("ip"), "link", "set", "lo", "up")
         self._own_mounts = {_identity(mount) for mount in self.mounts()}
+        self._connector = Connector(self.command())
 
     @property
     def pid(self) -> int:
         """The process that holds the namespace."""
         return self._holder.pid
+
+    @property
+    def connector(self) -> Connector:
+        """What connects in here: an engine of this host, to the servers in it."""
+        assert self._connector is not None
+        return self._connector
 
     @property
     def cgroup(self) -> str:
@@ -146,7 +155,7 @@ class Host:
         started = {process.pid for process in self._started if process.poll() is None}
         inside = processes.of_namespace(self.namespace)
         contained = processes.of_cgroups(self._cgroups())
-        return (started | inside | contained) - {self.pid}
+        return (started | inside | contained) - {self.pid, self.connector.pid}
 
     def reboot(self) -> None:
         """End all processes at once, take down all mounts, and have another boot id.
@@ -165,6 +174,8 @@ class Host:
     def close(self) -> None:
         """End what is left in the host, then the host; raise if anything was left."""
         self.alive.remove(self)
+        if self._connector is not None:
+            self._connector.close()
         left: list[str] = []
         if self._holder.poll() is None:
             left = processes.end(self.processes)

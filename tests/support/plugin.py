@@ -63,7 +63,11 @@ class Plugin:
         self._log.touch()
         self.admin_socket = folder / "admin.sock"
         self.socket = socket or (DOCKER_SOCKET if host else folder / "plugin.sock")
-        self.client = Client(host.path(self.socket) if host else self.socket)
+        self.client = (
+            Client(host.path(self.socket), connector=host.connector)
+            if host
+            else Client(self.socket)
+        )
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -1,8 +1,9 @@
-"""Which containers hold a file system, told by their mount namespaces."""
+"""Mount namespaces: which containers hold a file system, and who sees a mount."""
 
 import errno
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import attrs
@@ -73,6 +74,47 @@ def _namespace_of(pid: int) -> str | None:
         return os.readlink(f"/proc/{pid}/ns/mnt")
     except OSError:
         return None
+
+
+def is_ours(pid: int) -> bool:
+    """Tell whether a process has our mount namespace: one readlink.
+
+    True as well where it can't be told, as the process has ended.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt") == _own_namespace()
+    except OSError:
+        return True
+
+
+def sees(pid: int, path: str) -> bool:
+    """Tell whether ``path`` is the same directory for process ``pid`` as for us.
+
+    So it is in another mount namespace that gets our mounts, shared or as a slave. A
+    table has the paths that its process can reach, by its own root directory. Where
+    that is not ours, its paths can't be held against ours: an engine on the host that
+    we are in a container of has another one for each. There any path counts. True as
+    well where it can't be told: the process has ended, or may not be looked at.
+    """
+    try:
+        theirs, ours = mountinfo.read(pid), mountinfo.read()
+        where = mountinfo.inside(path, ours)
+        if where is None or mountinfo.inside(path, theirs) == where:
+            return True
+        if _root_of(pid) == _root_of("self"):
+            return False
+    except OSError:
+        return True
+    device, root = where
+    return any(
+        mount.device == device and mountinfo.is_within(root, mount.root)
+        for mount in theirs
+    )
+
+
+@cache
+def _own_namespace() -> str:
+    return os.readlink("/proc/self/ns/mnt")  # a server stays in the one it began in
 
 
 def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:

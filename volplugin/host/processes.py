@@ -61,6 +61,22 @@ def is_alive(client: Client) -> bool:
     )
 
 
+def owner(pid: int) -> int | None:
+    """Return the real user id of a process, None when it has ended.
+
+    Its folder in /proc may be root's whoever it is of, see proc_pid(5).
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            lines = file.read().split(b"\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError as error:
+        raise from_os_error(error, f"look at process {pid}") from error
+    (uids,) = (line.split()[1:] for line in lines if line.startswith(b"Uid:"))
+    return int(uids[0])
+
+
 def _stat(pid: int) -> _Stat | None:
     # One read, so that name and start time are those of one process.
     try:

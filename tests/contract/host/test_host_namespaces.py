@@ -104,3 +104,67 @@ def test_processes_that_end_meanwhile(tmpfs: Path, container: Container) -> None
     )
     for _ in range(30):
         assert [p.pid for p in namespaces.holders(*place(tmpfs))] == [child.pid]
+
+
+# Who sees a mount
+
+
+def ended() -> int:
+    """Return the pid of a process that is no more."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
+
+
+def test_our_own_namespace() -> None:
+    """It is told by one look; a process that has ended is in nobody's way."""
+    with subprocess.Popen(["sleep", "600"]) as child:
+        assert namespaces.is_ours(os.getpid())
+        assert namespaces.is_ours(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert namespaces.is_ours(child.pid)  # a zombie
+    assert namespaces.is_ours(ended())
+
+
+def test_a_mount_that_does_not_arrive(scratch: Path) -> None:
+    """A namespace of its own has what was mounted before, and nothing since."""
+    before, since = scratch / "before", scratch / "since"
+    for path in (before, since):
+        path.mkdir()
+    run("mount", "-t", "tmpfs", "before", before)
+    cut_off = ["unshare", "--mount", "--propagation", "private", "sleep", "600"]
+    try:
+        with subprocess.Popen(cut_off) as child:
+            wait_for_program(child.pid, "sleep")
+            run("mount", "-t", "tmpfs", "since", since)
+            try:
+                assert not namespaces.is_ours(child.pid)
+                assert namespaces.sees(child.pid, str(before))
+                assert not namespaces.sees(child.pid, str(since))
+                assert namespaces.sees(child.pid, str(scratch))
+                # One that came in its place is another one, though the path has both.
+                run("umount", before)
+                run("mount", "-t", "tmpfs", "before", before)
+                assert not namespaces.sees(child.pid, str(before))
+            finally:
+                run("umount", since)
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert namespaces.sees(child.pid, str(before))  # a zombie: nobody to ask
+    finally:
+        run("umount", before)
+    assert namespaces.sees(ended(), str(since))
+
+
+def test_a_mount_that_has_another_path_elsewhere(
+    tmpfs: Path, scratch: Path, container: Container
+) -> None:
+    """With another root directory the path says nothing; the file system does."""
+    other = scratch / "other"
+    other.mkdir()
+    with_it, without = container(tmpfs), container(other)
+    for child in (with_it, without):
+        assert not namespaces.is_ours(child.pid)
+    assert namespaces.sees(with_it.pid, str(tmpfs))
+    assert not namespaces.sees(without.pid, str(tmpfs))

@@ -103,3 +103,14 @@ def test_a_reused_pid_is_another_process() -> None:
 def test_an_unknown_client_counts_as_alive() -> None:
     """A process of another pid namespace cannot be known to have ended."""
     assert processes.is_alive(Client(pid=0, started=3))
+
+
+@pytest.mark.root
+def test_the_owner_of_a_process() -> None:
+    """It is the user that it runs as, though its folder in /proc may be root's."""
+    assert processes.owner(os.getpid()) == os.getuid()
+    with subprocess.Popen(["setpriv", "--reuid=1234", "sleep", "600"]) as child:
+        wait_for_program(child.pid, "sleep")
+        assert processes.owner(child.pid) == 1234
+        child.kill()
+    assert processes.owner(child.pid) is None
