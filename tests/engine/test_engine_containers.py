@@ -269,6 +269,17 @@ def test_rm_leaves_the_files_of_a_directory_that_was_given(engine: Engine) -> No
     assert sorted(path.name for path in disk.iterdir()) == ["after", "before"]
 
 
+def test_a_volume_can_be_read_only(engine: Engine) -> None:
+    """``:ro`` is docker's: one container reads what another one writes."""
+    docker = engine.docker
+    docker.sleeper("writer", "-v", "both:/data", *OURS)
+    docker("exec", "writer", "sh", "-c", "echo 1 > /data/x")
+    docker.sleeper("reader", "-v", "both:/data:ro")
+    assert docker("exec", "reader", "cat", "/data/x") == "1"
+    with pytest.raises(DockerError, match="Read-only file system"):
+        docker("exec", "reader", "touch", "/data/y")
+
+
 def test_what_the_readme_shows_works(engine: Engine) -> None:
     """The first commands of README.rst, as a user types them."""
     docker = engine.docker

@@ -196,6 +196,49 @@ def test_both_killed_at_once(own_engine: Engine) -> None:
     _remove_all(own_engine)
 
 
+def test_a_reboot(own_engine: Engine) -> None:
+    """A container with a restart policy has its volumes again, each held once.
+
+    dockerd sends no Unmount for what the host's end took down.
+    """
+    docker, plugin = own_engine.docker, own_engine.plugin
+    docker(*CREATE, "-o", "driver=quota", "-o", "size=20m", "limited")
+    docker(*TMPFS, "memory")
+    docker(*CREATE, "disk")
+    volumes = [f"-v{name}:/{name}" for name in ("limited", "memory", "disk")]
+    docker.sleeper("app", "--restart", "always", *volumes)
+    write = "for each in limited memory disk; do echo here > /$each/x; done; sync"
+    docker("exec", "app", "sh", "-c", write)
+    own_engine.host.reboot()
+    assert own_engine.mounts() == []
+    plugin.start()
+    assert plugin.client.get("memory")["Status"]["mounts"] == 0
+    docker.start()
+    eventually(
+        lambda: docker.inspect("container", "app")["State"]["Running"], "it is started"
+    )
+    found = docker("exec", "app", "sh", "-c", "ls -d /limited/x /memory/x /disk/x; :")
+    assert set(found.split()) == {"/limited/x", "/disk/x"}
+    for name in ("limited", "memory", "disk"):
+        assert plugin.client.get(name)["Status"]["mounts"] == 1
+    docker("rm", "-f", "app")
+    own_engine.eventually_unmounted("memory")
+
+
+def test_a_create_beyond_its_time_is_joined_by_the_next(own_engine: Engine) -> None:
+    """docker is told before its own limit; the volume is made once."""
+    docker, plugin = own_engine.docker, own_engine.plugin
+    with plugin.config.open("a") as config:
+        config.write("[timeouts]\ncreate = 1\n")
+    plugin.restart(failpoints="local.stage=sleep:1.7*1")
+    with pytest.raises(DockerError, match="still at it after 1 s; it goes on"):
+        docker(*CREATE, "slow")
+    assert docker.volumes() == set()
+    assert docker(*CREATE, "slow") == "slow"
+    outcomes = [c.outcome.split(":")[0] for c in plugin.calls("slow") if c.op != "Get"]
+    assert outcomes == ["deadline_exceeded", "ok"]
+
+
 @pytest.mark.parametrize("death", ["kill", "terminate"])
 def test_live_restore_and_cp_leave_a_container_its_content(death: str) -> None:
     """dockerd 20.10 sends an Unmount for a cp and none at stop: neither may hurt."""

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import socket
 import threading
 import time
@@ -108,6 +109,50 @@ def test_a_volume_removed_behind_dockers_back_can_be_made_again(engine: Engine) 
     client.remove("band")
     docker("volume", "create", "-d", "local", "band")
     assert docker.volumes(driver="local") == {"band"}
+
+
+def test_a_volume_that_is_nowhere_is_not_shown(engine: Engine) -> None:
+    """Get of an unknown name is docker's "no such volume", and makes no phantom."""
+    with pytest.raises(DockerError, match=r"(?i)no such volume: nowhere"):
+        engine.docker("volume", "inspect", "nowhere")
+    with pytest.raises(DockerError, match=r"(?i)no such volume: nowhere"):
+        engine.docker("volume", "rm", "nowhere")
+    assert engine.docker.volumes() == set() == set(engine.plugin.client.list())
+
+
+def test_each_container_has_a_mount_id_of_its_own(engine: Engine) -> None:
+    """64 hex digits come with every Mount; Status shows who holds the volume."""
+    docker = engine.docker
+    docker("volume", "create", "-d", "volplugin", "held")
+    for name in ("one", "two"):
+        docker.sleeper(name, "-v", "held:/data")
+    status = docker.inspect("volume", "held")["Status"]
+    assert status["mounts"] == 2
+    holder = re.compile(r"'([0-9a-f]{12})…' \(dockerd, pid (\d+), since [^ ]+Z\)")
+    found = [holder.fullmatch(text) for text in status["holders"]]
+    ids = {match[1] for match in found if match}
+    assert len(ids) == 2
+
+
+def test_prune_leaves_volumes_of_a_plugin(engine: Engine) -> None:
+    """``volume prune`` of dockerd 20.10 takes those of its local driver alone."""
+    docker = engine.docker
+    docker("volume", "create", "-d", "volplugin", "--label", "a=b", "ours")
+    docker("volume", "create", "-d", "local", "theirs")
+    assert "theirs" in docker("volume", "prune", "--force")
+    assert docker.volumes() == {"ours"}
+    assert docker("volume", "ls", "-qf", "label=a=b") == "ours"
+    assert docker("volume", "ls", "-qf", "dangling=true") == "ours"
+
+
+def test_system_df_does_not_count_volumes_of_a_plugin(engine: Engine) -> None:
+    """Their sizes are in Status; ``system df`` shows local volumes."""
+    docker = engine.docker
+    docker("volume", "create", "-d", "volplugin", "ours")
+    docker("volume", "create", "-d", "local", "theirs")
+    shown = docker("system", "df", "-v")
+    assert "theirs" in shown
+    assert "ours" not in shown
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "driver=tmpfs"]])
