@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.engine import Engine
-from support.images import IMAGE
+from support.images import IMAGE, SEED_IMAGE
 from support.swarm import Swarm, running_swarm
 from support.wait import eventually
 
@@ -123,6 +123,24 @@ def test_each_task_has_a_volume_of_its_own_by_a_template(swarm: Swarm) -> None:
         assert status["Options"] == {"mode": "0700"}
     finally:
         swarm.manager.docker("node", "update", "--availability", "active", worker)
+
+
+def test_a_volume_without_a_name_leaves_another_one(swarm: Swarm) -> None:
+    """The container's own goes with it; dockerd 20.10 makes one more for the task.
+
+    That one nobody uses and nobody removes.
+    """
+    volume = "type=volume,target=/data,volume-driver=volplugin"
+    words = (*swarm.on(swarm.worker), "--mount", volume, SEED_IMAGE, "sleep", "600")
+    swarm.create("app", *words)
+    swarm.eventually_runs("app", 1)
+    volumes = swarm.worker.docker.volumes()
+    assert [len(name) for name in volumes] == [64, 64]
+    (unused,) = (name for name in volumes if holds(swarm.worker, name) == 0)
+    assert do(swarm.worker, "app", "cat /data/hello") == "from the image"
+    swarm.manager.docker("service", "rm", "app")
+    eventually(lambda: swarm.worker.docker.volumes() == {unused}, "the other is gone")
+    assert swarm.worker.plugin.operations(unused) == ["Create"]
 
 
 def test_update_and_rollback_change_volumes(swarm: Swarm) -> None:
