@@ -9,6 +9,8 @@ from support.docker import DockerError
 from support.engine import Engine
 from support.wait import eventually
 
+from volplugin.admin.client import AdminClient
+
 pytestmark = [pytest.mark.root, pytest.mark.engine]
 
 SERVICE = """
@@ -90,6 +92,19 @@ def test_other_options_are_refused(engine: Engine, compose: Compose) -> None:
     with pytest.raises(ComposeError, match=r"a different driver \(volplugin\)"):
         compose("up", "-d")
     assert engine.docker.volumes() == {"shop_data"}
+
+
+def test_a_resized_volume_keeps_its_options(engine: Engine, compose: Compose) -> None:
+    """docker, and so compose, go by the first size; Status has the new one."""
+    text = limited("300m").replace("driver: quota", "driver: quota, fs: xfs")
+    compose.write(text)
+    compose("up", "-d")
+    AdminClient(str(engine.plugin.admin_socket)).resize("shop_data", size="400m")
+    assert "shop_app_1 is up-to-date" in compose("up", "-d")
+    assert engine.docker.inspect("volume", "shop_data")["Status"]["size"] == "400M"
+    compose.write(text.replace("300m", "400m"))
+    with pytest.raises(ComposeError, match=r'different "size" driver_opt \(300m\)'):
+        compose("up", "-d")
 
 
 def test_options_of_a_volume_that_docker_forgot(

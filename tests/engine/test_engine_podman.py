@@ -5,6 +5,8 @@ from support.client import PluginError
 from support.images import IMAGE, SEED_IMAGE
 from support.podman import PodmanEngine, PodmanError
 
+from volplugin.admin.client import AdminClient
+
 pytestmark = [pytest.mark.root, pytest.mark.engine]
 
 CREATE = ("volume", "create", "--driver", "volplugin")
@@ -183,6 +185,22 @@ def test_a_container_stops_at_the_size(podman_engine: PodmanEngine) -> None:
     with pytest.raises(PodmanError, match="No space left on device"):
         podman.run("--rm", "-v", "limited:/data", IMAGE, *fill)
     assert podman.inspect("limited")["Status"]["size"] == "20M"
+
+
+def test_resize_under_a_running_container(podman_engine: PodmanEngine) -> None:
+    """A container that is full goes on writing; Options stay as podman was asked."""
+    podman, plugin = podman_engine.podman, podman_engine.plugin
+    options = ("driver=quota", "fs=xfs", "size=300m")
+    words = [word for option in options for word in ("--opt", option)]
+    podman(*CREATE, *words, "grows")
+    podman.sleeper("app", "-v", "grows:/data")
+    write = ("exec", "app", "dd", "if=/dev/zero", "of=/data/x", "bs=1M", "count=310")
+    with pytest.raises(PodmanError, match="No space left on device"):
+        podman(*write)
+    AdminClient(str(plugin.admin_socket)).resize("grows", size="400m")
+    podman(*write)
+    shown = podman.inspect("grows")
+    assert (shown["Options"]["size"], shown["Status"]["size"]) == ("300m", "400M")
 
 
 def test_mount_shows_a_volume_without_a_container(podman_engine: PodmanEngine) -> None:

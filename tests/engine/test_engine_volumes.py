@@ -211,13 +211,19 @@ def test_rm_of_a_volume_in_use_is_refused(engine: Engine) -> None:
 
 
 def test_rm_f_of_a_volume_in_use_is_refused_by_the_plugin(engine: Engine) -> None:
-    """``volume rm -f`` makes docker forget a volume, but the plugin keeps it."""
+    """``volume rm -f`` makes docker forget a volume, but the plugin keeps it.
+
+    docker finds it again, without its labels and options.
+    """
     docker, client = engine.docker, engine.plugin.client
-    client.create("kept")
+    words = ("--label", "a=b", "-o", "mode=0700")
+    docker("volume", "create", "-d", "volplugin", *words, "kept")
     client.mount("kept", "somebody")
     with pytest.raises(DockerError, match="in use by 1 mount"):
         docker("volume", "rm", "-f", "kept")
-    assert set(client.list()) == {"kept"}
+    assert set(client.list()) == {"kept"} == docker.volumes()
+    shown = docker.inspect("volume", "kept")
+    assert (shown["Labels"], shown["Options"]) == (None, None)
     client.unmount("kept", "somebody")
 
 
