@@ -165,7 +165,8 @@ class Plugin(Driver):
         try:
             self._mounting.attach(spec, client, there)
         except Unavailable as error:
-            if client.is_failing() or _has(client, there):
+            is_refused = isinstance(error.__cause__, Refused)
+            if not is_refused or _has(client, there):
                 raise
             self._make_again(spec, client, there, error)
             self._mounting.attach(spec, client, there)

@@ -37,9 +37,11 @@ from volplugin.plugins.client import PluginClient, Refused
 
 logger = logging.getLogger(__name__)
 
-LOOK_LIMIT: Final = 5.0  # seconds until a file system that does not answer is dead
+LOOK_LIMIT: Final = 5.0  # seconds in which a file system must answer
 
-_DEAD: Final = "Transport endpoint is not connected"  # ENOTCONN: FUSE without a daemon
+_DEAD: Final = ("Transport endpoint is not connected", "Stale file handle")
+"""What a file system says that will never answer again: ENOTCONN, ESTALE."""
+
 _FOUND: Final = "found: "
 _BUSY_LIMIT: Final = 1.0  # seconds that someone may look into a volume being detached
 
@@ -80,20 +82,21 @@ class Mounting:
         """Have the plugin mount its volume ``name``, and bind that to ours.
 
         A mount that is there and alive is kept, without a call to the plugin. One that
-        is dead, as a FUSE file system whose daemon was killed, is made anew.
+        is dead, as a FUSE file system whose daemon was killed, is made anew. One that
+        hangs may answer again, and containers may have it: that is an error alone.
         """
         volume = spec.volume
         table = mountinfo.read()
         if self.is_attached(volume, table):
-            trouble = _trouble(volume.mountpoint)
-            if trouble is None:
+            death = _death(volume.mountpoint)
+            if death is None:
                 return
             log(
                 logger,
                 logging.WARNING,
                 "its mount is dead and is made anew",
                 volume=volume.name,
-                reason=trouble,
+                reason=death,
             )
             self.detach(spec, client, name)
             table = mountinfo.read()
@@ -166,7 +169,11 @@ class Mounting:
         except Refused as error:
             # It knows nothing of this mount: it has started anew, or never made it.
             where = path or self._notes.expected(volume.id)
-            _clear_dead(where, f"plugin {client.name}: Unmount: {error}")
+            if _is_left_alive(where):
+                raise Unavailable(
+                    f"plugin {client.name}: Unmount: {error}; it is still mounted at "
+                    f"{where}"
+                ) from error
         hit("plugin.unmounted")
         self._notes.drop(volume.id)
 
@@ -218,29 +225,35 @@ def _unmount(path: str) -> None:
     patience.outwait(lambda: mounts.unmount(path), _BUSY_LIMIT)
 
 
-def _clear_dead(path: str, refusal: str) -> None:
-    """Unmount what a plugin that died has left at its mountpoint ``path``.
+def _is_left_alive(path: str) -> bool:
+    """Tell whether a plugin has a mount at ``path`` that lives; unmount a dead one.
 
-    It keeps the next one from mounting there (rclone: "non-empty mountpoint"). Raise
-    `Unavailable` where the mount is alive: then the refusal counts.
+    That keeps the plugin from mounting there again (rclone: "non-empty mountpoint").
     """
     if not path or mountinfo.at(path, mountinfo.read()) is None:
-        return
-    if _trouble(path) != _DEAD:
-        raise Unavailable(refusal)
+        return False
+    if _death(path) is None:
+        return True
     _unmount(path)
+    return False
 
 
-def _trouble(path: str) -> str | None:
-    """Say what is wrong with a mount that is there, None for nothing.
+def _death(path: str) -> str | None:
+    """Say why a mount that is there is dead, None where it lives.
 
-    In a child process: a file system whose daemon hangs holds whoever looks at it.
+    Raise `Unavailable` where that can't be told. In a child process: a file system
+    whose daemon hangs holds whoever looks at it.
     """
     # Of its file system, which is asked each time: the kernel may know the directory
     # for a while after its daemon has died.
     words = ["stat", "--file-system", f"--format={_FOUND}", "--", path]
+    doing = f"look at {path}"
     try:
-        said = commands.run(words, limit=LOOK_LIMIT, doing=f"look at {path}", ok=(0, 1))
+        said = commands.run(words, limit=LOOK_LIMIT, doing=doing, ok=(0, 1)).strip()
     except VolpluginError as error:
-        return str(error)
-    return None if said.startswith(_FOUND) else said.strip().rpartition(": ")[2]
+        raise Unavailable(str(error)) from error
+    if said.startswith(_FOUND):
+        return None
+    if not said.endswith(_DEAD):
+        raise Unavailable(f"{doing}: {said.rpartition(': ')[2]}")
+    return said.rpartition(": ")[2]

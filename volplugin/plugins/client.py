@@ -143,10 +143,6 @@ class PluginClient:
         except (NotSent, VolpluginError):
             return None
 
-    def is_failing(self) -> bool:
-        """Tell whether the last call was not answered. From memory, no I/O."""
-        return self._breaker.is_failing()
-
     def health(self) -> str:
         """Say how the plugin is: from memory, no I/O."""
         return self._breaker.health()
