@@ -112,7 +112,13 @@ class World:
         assert self.rclone.client.list() == {}
         place = self.host.path(self.plugin.root / "plugin")
         left = [str(p.relative_to(place)) for p in place.rglob("*")]
-        assert set(left) <= {"adopted", "claims", "claims/rclone", "mounts"}, left
+        assert set(left) <= {
+            "adopted",
+            "claims",
+            "claims/rclone",
+            "expected",
+            "mounts",
+        }, left
         assert not [m for m in self.host.mounts() if str(place) in m.mountpoint]
 
 

@@ -41,8 +41,9 @@ exec chroot . "$@"
 class Rclone:
     """rclone as the plugin ``NAME`` of the folder ``sockets``, in ``host`` if given.
 
-    Its volumes show ``remote``, a directory; all of its state is in ``folder``. One
-    that is ``contained`` runs in a container, from which its mounts reach the host.
+    Its volumes show ``remote``, a directory; all of its state is in ``folder``, what it
+    remembers of volumes and mounts in ``cache``. One that is ``contained`` runs in a
+    container, from which its mounts reach the host.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Rclone:
         self._contained = contained
         self.remote = folder / "remote"
         self.base = folder / "base"
-        self._cache = folder / "cache"
-        for path in (self.remote, self.base, self._cache):
+        self.cache = folder / "cache"
+        for path in (self.remote, self.base, self.cache):
             path.mkdir(parents=True, exist_ok=True)
         self.log = folder / "rclone.log"
         self.socket = sockets / f"{name}.sock"
@@ -80,7 +81,7 @@ class Rclone:
         self.client.socket.unlink(missing_ok=True)
         command = [
             *(require("rclone"), "serve", "docker", "--socket-addr", str(self.socket)),
-            *("--base-dir", str(self.base), "--cache-dir", str(self._cache)),
+            *("--base-dir", str(self.base), "--cache-dir", str(self.cache)),
             *("--config", "/dev/null", "--dir-cache-time", "0s", "-v"),
         ]
         if self._contained:

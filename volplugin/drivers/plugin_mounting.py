@@ -42,7 +42,7 @@ LOOK_LIMIT: Final = 5.0  # seconds in which a file system must answer
 _DEAD: Final = ("Transport endpoint is not connected", "Stale file handle")
 """What a file system says that will never answer again: ENOTCONN, ESTALE."""
 
-_FOUND: Final = "found: "
+_FOUND: Final = "found"
 _BUSY_LIMIT: Final = 1.0  # seconds that someone may look into a volume being detached
 
 
@@ -180,7 +180,9 @@ class Mounting:
     def note_place(self, volume: Volume, client: PluginClient, name: str) -> None:
         """Note where the plugin will mount the volume, if it says so beforehand."""
         with contextlib.suppress(Refused, Unavailable):
-            self._notes.expect(volume.id, client.get(name).mountpoint)
+            place = client.get(name).mountpoint
+            if place:
+                self._notes.expect(volume.id, place)
 
     def forget(self, volume: Volume) -> None:
         """Drop all notes of a volume that is gone."""

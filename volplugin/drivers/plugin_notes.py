@@ -13,18 +13,21 @@ from typing import Final
 
 from volplugin.host import paths
 
-_FOLDER: Final = "mounts"
+_MOUNTS: Final = "mounts"
+_EXPECTED: Final = "expected"
 
 
 class MountNotes:
     """The notes of one backend."""
 
     def __init__(self, place: str) -> None:
-        self._folder = os.path.join(place, _FOLDER)
+        self._folder = os.path.join(place, _MOUNTS)
+        self._expectations = os.path.join(place, _EXPECTED)
 
     def open(self) -> None:
-        """Make the folder of the notes."""
+        """Make the folders of the notes."""
         paths.make_directories(self._folder, 0o700)
+        paths.make_directories(self._expectations, 0o700)
 
     def read(self, volume_id: str) -> str | None:
         """Return where the plugin has mounted a volume, "" if it did not say, or None.
@@ -66,7 +69,7 @@ class MountNotes:
         _unlink(self._expected(volume_id))
 
     def _expected(self, volume_id: str) -> str:
-        return f"{self._path(volume_id)}.expected"
+        return os.path.join(self._expectations, volume_id)
 
     def _path(self, volume_id: str) -> str:
         return os.path.join(self._folder, volume_id)
