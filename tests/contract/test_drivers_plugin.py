@@ -557,7 +557,7 @@ def test_a_detach_that_dies(world: World, bad: BadPlugin, point: str) -> None:
 
 
 def test_a_mount_that_is_refused(world: World, bad: BadPlugin) -> None:
-    """It may be by an older Mount: that is taken back; the first words are the error."""
+    """It may be for an older Mount: that is taken back; the first words are told."""
     driver = world.driver()
     spec = made(driver, "v")
     bad.fail("Mount", "error", "no such disk")
