@@ -114,14 +114,24 @@ class PodmanEngine:
 
     def __init__(self) -> None:
         self.host = Host()
+        self._inherited = {mount.source for mount in self.host.mounts()}
         self.plugin = Plugin(
             self.host.folder, host=self.host, config="sweep-interval = 1\n"
         )
         self.podman = Podman(self.host)
 
     def mounts(self) -> list[Mount]:
-        """Return the plugin's mounts of tmpfs volumes."""
-        return [m for m in self.host.mounts() if m.source.startswith("volplugin-")]
+        """Return the plugin's tmpfs mounts that the host has.
+
+        Without those that the machine had when the host was cut off from it: another
+        plugin may be at work there.
+        """
+        return [
+            mount
+            for mount in self.host.mounts()
+            if mount.source.startswith("volplugin-")
+            and mount.source not in self._inherited
+        ]
 
     def clear(self) -> None:
         """Remove all containers and volumes; nothing of them may stay."""
