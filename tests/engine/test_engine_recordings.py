@@ -1,5 +1,6 @@
 """The engines of the day send what they were recorded to send, byte for byte."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -42,18 +43,24 @@ def podman() -> dict[str, list[Line]]:
     return record(PODMAN, record_podman)
 
 
-def calls(lines: list[Line]) -> list[Line]:
-    """Return the lines without what chance decides: which connection was idle."""
-    return [
-        {key: value for key, value in line.items() if key != "connection"}
-        for line in lines
-        if "comment" not in line
-    ]
+def calls(lines: list[Line]) -> list[tuple[str, list[str]]]:
+    """Return the requests that each command makes, without what chance decides.
+
+    That is which connection was idle, and the order of what an engine sends at once:
+    so the answers, which tell of that order, are left to the replay.
+    """
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for line in lines:
+        if "command" in line:
+            found.append((line["command"], []))
+        elif "request" in line:
+            found[-1][1].append(json.dumps([line["client"], line["request"]]))
+    return [(command, sorted(made)) for command, made in found]
 
 
 @pytest.mark.parametrize("name", stored(DOCKERD))
 def test_dockerd(dockerd: dict[str, list[Line]], name: str) -> None:
-    """Each command makes the recorded calls, in their order, with their bytes."""
+    """Each command makes the recorded calls, with their bytes."""
     file = recordings.FOLDER / f"{name}.jsonl"
     assert calls(dockerd[name]) == calls(recordings.read(file)), AGAIN
 

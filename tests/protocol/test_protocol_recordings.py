@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from peers import serving_in_host
+from peers import host_of, serving_in_host
 from support import recordings
 from support.plugin import Plugin
 from support.recordings import Line, Normaliser
@@ -25,8 +24,10 @@ class Client:
     """A process that has the name of a recorded one."""
 
     def __init__(self, plugin: Plugin, program: str) -> None:
+        # In the plugin's host, as an engine is: elsewhere it would not see mounts.
+        words = (sys.executable, "-I", "-S", _REPLAYER, plugin.socket, program)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _REPLAYER, plugin.client.socket, program],
+            host_of(plugin).command(*words),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -122,17 +123,17 @@ def test_replayed(file: Path, tmp_path: Path) -> None:
             for entry in entries:
                 assert normalise(replay.send(entry)) == entry
         plugin.stop()
-        root = str(plugin.root)
-    assert _recorded_again(again, root) == entries
+        root, own = str(plugin.root), plugin.client_pid
+    assert _recorded_again(again, root, own) == entries
 
 
-def _recorded_again(file: Path, root: str) -> list[Line]:
+def _recorded_again(file: Path, root: str, own: int) -> list[Line]:
     """Return the entries of a recording but for those of the test's own calls."""
     normalise = Normaliser(root=root)
     return [
         normalise(line)
         for line in recordings.read(file)
-        if "request" in line and line["client"]["pid"] != os.getpid()
+        if "request" in line and line["client"]["pid"] != own
     ]
 
 

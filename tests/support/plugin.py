@@ -160,6 +160,11 @@ class Plugin:
         """The server's process id."""
         return self.process.pid
 
+    @property
+    def client_pid(self) -> int:
+        """The process that the server sees behind `client`."""
+        return os.getpid() if self._host is None else self._host.connector.pid
+
     def is_running(self) -> bool:
         """Return whether the server is there."""
         return self._process is not None and self._process.poll() is None

@@ -42,7 +42,7 @@ class Session:
         self._seen = 0
         self._take()
         self._normalise = Normaliser(
-            root=str(plugin.root), programs={os.getpid(): "another"}
+            root=str(plugin.root), programs={plugin.client_pid: "another"}
         )
         self.lines: list[Line] = []
 
