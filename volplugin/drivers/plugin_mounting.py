@@ -33,7 +33,7 @@ from volplugin.host.mounts import MountFlag
 from volplugin.logs import log
 from volplugin.model import Volume
 from volplugin.parsers import quote
-from volplugin.plugins.client import PluginClient, Refused
+from volplugin.plugins.client import Lost, PluginClient, Refused
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,11 @@ class Mounting:
             return client.mount(name, mount_id(volume))
         except Refused as refused:
             said = refused
+        except Lost:
+            raise
+        except VolpluginError:  # it was not sent: there is nothing to take back
+            self._notes.drop(volume.id)
+            raise
         try:
             # Perhaps for an earlier Mount by this ID, whose note a power cut took.
             client.unmount(name, mount_id(volume))
