@@ -602,6 +602,26 @@ def test_a_removal_of_what_no_note_says_is_mounted(
     assert bad.volumes() == []
 
 
+def test_a_mount_that_was_not_sent(world: World, bad: BadPlugin) -> None:
+    """There is nothing to take back: the plugin is not waited for twice."""
+    driver = world.driver(time_limit=0.2)
+    spec = made(driver, "v")
+    for kind in ("stop", "close", "error"):
+        if kind == "stop":
+            bad.stop()
+        else:
+            bad.fail("Activate", kind)
+        with pytest.raises(Unavailable, match=r"no plugin 'bad'|Activate|not ready"):
+            driver.attach(spec)
+        assert world.notes() == []
+        driver.detach(spec)
+        bad.heal()
+        if kind == "stop":
+            bad.start()
+    assert bad.count("Mount", "Unmount") == 0
+    driver.attach(spec)
+
+
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("kind", LOST)
 def test_a_mount_that_is_lost(
@@ -853,6 +873,22 @@ def test_a_remove_that_is_lost(world: World, bad: BadPlugin, kind: str) -> None:
     assert world.claims() == ["=v"]
     bad.heal()
     removed(world.driver(), spec)
+    assert has_nothing(world)
+
+
+def test_a_remove_without_the_plugin(world: World, bad: BadPlugin) -> None:
+    """What was made there waits for it; what was adopted does not need it."""
+    driver = world.driver(time_limit=0.2)
+    Path(bad.path("theirs")).mkdir()
+    spec, adopted = made(driver, "v"), made(driver, "w", adopt="theirs")
+    bad.stop()
+    with pytest.raises(Unavailable, match="there is no plugin 'bad'"):
+        removed(driver, spec)
+    removed(driver, adopted)
+    assert world.claims() == ["=v"]
+    bad.start()
+    removed(driver, spec)
+    assert bad.volumes() == ["theirs"]
     assert has_nothing(world)
 
 
