@@ -1,11 +1,14 @@
 """HTTP on unix sockets: accept, count the live calls, drain; how a call is logged."""
 
 import asyncio
+import contextlib
 import functools
 import logging
+import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import http_exceptions, web
 
@@ -30,6 +33,7 @@ us, its next call could cross the close and fail with EOF, and dockerd's retry a
 that has an empty body."""
 
 _TAKEN_IN: Final = 1.0  # seconds to accept who had connected at the end
+_READ: Final = 1 << 16  # bytes at once
 _WRITTEN: Final = 0.2  # seconds to write the last answers; idle connections wait too
 
 
@@ -55,8 +59,7 @@ class HttpServer:
             tcp_keepalive=False,
             auto_decompress=False,
         )
-        self._listeners: Sequence[Listener] = ()
-        self._accepting: list[asyncio.AbstractServer] = []
+        self._accepting: list[tuple[Listener, asyncio.AbstractServer]] = []
         self._live = 0
         self._idle = asyncio.Event()
         self._draining = False
@@ -64,33 +67,34 @@ class HttpServer:
     async def listen(self, listeners: Sequence[Listener]) -> None:
         """Begin to accept on bound sockets; call it after recovery."""
         loop = asyncio.get_running_loop()
-        self._listeners = listeners
         for listener in listeners:
             make: Callable[[], asyncio.BaseProtocol] = self._http
             if self._recorder is not None:
                 make = functools.partial(self._recorder.listen, make, listener.path)
-            self._accepting.append(
-                await loop.create_server(make, sock=listener.socket, backlog=1024)
-            )
+            server = await loop.create_server(make, sock=listener.socket, backlog=1024)
+            self._accepting.append((listener, server))
 
     async def drain(self, limit: float) -> bool:
         """Stop accepting, answer the live calls within ``limit`` s, close the rest.
 
-        The sockets are unlinked first: an engine that finds none waits for the next
-        server, for up to 15 s. Who is connected by then may have written a call, which
-        its retry would come without: all of them are still accepted. Return whether
-        all calls were answered.
+        Our own sockets are unlinked first: an engine that finds none waits for the
+        next server, for up to 15 s. Who is connected by then may have written a call,
+        which its retry would come without: all of them are still accepted. On a held
+        socket nobody is accepted any more: they wait there, with what they wrote, for
+        the next server. Return whether all calls were answered.
         """
         self._draining = True
-        for listener in self._listeners:
+        for listener, server in self._accepting:
             listener.unlink()
+            if listener.is_held:
+                server.close()
         await self._take_in()
-        for server in self._accepting:
+        for _, server in self._accepting:
             server.close()
-        if not self._live:
-            self._idle.set()
         try:
-            await asyncio.wait_for(self._idle.wait(), limit)
+            async with asyncio.timeout(limit):
+                while await self._has_calls():
+                    await self._answered()
         except TimeoutError:
             return False
         finally:
@@ -100,12 +104,49 @@ class HttpServer:
     async def _take_in(self) -> None:
         """Accept all who have connected, and begin to read what they wrote."""
         end = time.monotonic() + _TAKEN_IN
-        while any(listener.has_waiting() for listener in self._listeners):
+        ours = [listener for listener, _ in self._accepting if not listener.is_held]
+        while any(listener.has_waiting() for listener in ours):
             await asyncio.sleep(0)  # libuv accepts one of them in each turn
             if time.monotonic() > end:  # out of descriptors
                 break
         for _ in range(10):  # turns, and 50 ms for who is about to write
             await asyncio.sleep(0.005)
+
+    async def _has_calls(self) -> bool:
+        """Tell whether a call is live; when none is, none can come any more."""
+        await _turns()
+        if self._live:
+            return True
+        found = self._cut_off()
+        await _turns()
+        return found or self._live > 0
+
+    async def _answered(self) -> None:
+        """Wait until no call is live."""
+        self._idle.clear()
+        if self._live:
+            await self._idle.wait()
+
+    def _cut_off(self) -> bool:
+        """Read the last from all connections; return whether there was a call.
+
+        A call that an engine writes while we close its idle connection would be lost:
+        its retry has no body. So first of all nobody can write any more: then a call
+        is either here, or was never written and comes to the next server whole. (Of
+        one that was half written the rest is missing for good: it takes the limit.)
+        """
+        found = False
+        for connection in self._http.connections:
+            transport = connection.transport
+            if transport is None or transport.is_closing():
+                continue
+            # The event loop would close the connection at its end, unanswered.
+            transport.pause_reading()
+            rest = _last_words(transport.get_extra_info("socket").fileno())
+            if rest:
+                found = True
+                cast(asyncio.Protocol, transport.get_protocol()).data_received(rest)
+        return found
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self._live += 1
@@ -163,6 +204,25 @@ def hang_up(request: web.BaseRequest) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
+
+
+async def _turns() -> None:
+    """Let the event loop turn more often than a call needs from accepted to begun."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def _last_words(descriptor: int) -> bytes:
+    """Return what a peer has written; nothing that it writes afterwards arrives."""
+    with socket.socket(fileno=os.dup(descriptor)) as peer:
+        words = bytearray()
+        with contextlib.suppress(OSError):  # it has left
+            # unix(7): from now on its write fails (EPIPE), and ours still goes out;
+            # what is in the queue is read before the end is told.
+            peer.shutdown(socket.SHUT_RD)
+            while some := peer.recv(_READ):
+                words += some
+        return bytes(words)
 
 
 def _is_open(request: web.BaseRequest) -> bool:

@@ -27,11 +27,20 @@ logger = logging.getLogger(__name__)
 
 @attrs.frozen(eq=False)
 class Listener:
-    """A bound socket with the file that names it."""
+    """A bound socket with the file that names it.
+
+    ``identity`` is the file's device and inode; None where another process, which has
+    handed the socket on, listens on it before and after us: then the file is its own.
+    """
 
     path: str
     socket: socket.socket
-    identity: tuple[int, int]
+    identity: tuple[int, int] | None
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether who connects after our end waits for the next server."""
+        return self.identity is None
 
     def has_waiting(self) -> bool:
         """Tell whether someone has connected who is not accepted yet."""
@@ -40,7 +49,9 @@ class Listener:
         return any(event & select.POLLIN for _, event in look.poll(0))
 
     def unlink(self) -> None:
-        """Remove the file, unless another server has put its own there since."""
+        """Remove the file, unless it is another's, or another's by now."""
+        if self.is_held:
+            return
         with contextlib.suppress(FileNotFoundError):
             status = os.lstat(self.path)
             if (status.st_dev, status.st_ino) == self.identity:

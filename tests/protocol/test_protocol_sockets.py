@@ -393,6 +393,34 @@ def test_who_is_connected_is_answered(plugin: Plugin) -> None:
         plugin.client.remove(name)
 
 
+def test_a_call_on_an_idle_connection(plugin: Plugin) -> None:
+    """A call that was written is answered; else it was not written.
+
+    An engine keeps idle connections, and may write to one in the moment in which the
+    server closes it.
+    """
+    wires = [Wire(plugin.socket) for _ in range(400)]
+    try:
+        for wire in wires:
+            assert wire.ask(post("List")).status == 200
+        plugin.signal(signal.SIGTERM)
+        written = []
+        for wire in wires:
+            time.sleep(0.001)
+            try:
+                wire.socket.sendall(post("List"))
+            except OSError:
+                continue
+            written.append(wire)
+        answers = [wire.answer() for wire in written]
+        assert plugin.wait() == 0
+    finally:
+        for wire in wires:
+            wire.close()
+    assert 0 < len(written) < 400, "the end came before or after all calls"
+    assert [answer and answer.status for answer in answers] == [200] * len(written)
+
+
 def test_a_driver_that_is_stuck(folder: Path) -> None:
     """A call that hangs for ever delays the end by the limit and no more."""
     config = "[timeouts]\ndrain = 1\n"
