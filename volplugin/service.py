@@ -32,10 +32,14 @@ from volplugin.recovery import recover
 from volplugin.server import Server
 from volplugin.sockets import Listener, bind, clear_left
 from volplugin.store.store import Store
+from volplugin.supervision import Supervisor
 
 logger = logging.getLogger(__name__)
 
 STUCK_LIMIT: Final = 2.0  # seconds that a stuck driver call may delay the exit
+
+
+_ENDING: Final = 30.0  # seconds for all that ends after the calls have been answered
 
 
 def store_path(root: str) -> str:
@@ -55,16 +59,25 @@ def locked_root(root: str) -> Iterator[None]:
         lockfile.release(held)
 
 
-def serve(config: Config, writer: Writer, reload: Callable[[], Config]) -> None:
+def serve(
+    config: Config,
+    writer: Writer,
+    reload: Callable[[], Config],
+    supervisor: Supervisor | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP takes over what ``reload`` returns.
 
     Raise `VolpluginError` or `StoreCorrupt` when it can't start.
     """
+    supervisor = supervisor or Supervisor()
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     with locked_root(config.root), recording(config.record) as recorder:
         store = Store(store_path(config.root))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if runner.run(_serve(config, writer, reload, store, recorder)):
+            serving = _serve(
+                config, writer, reload, supervisor, store=store, recorder=recorder
+            )
+            if runner.run(serving):
                 # A thread that hangs in a system call can't be ended and would keep
                 # the interpreter from exiting, and its change can't be undone any
                 # more: the store is closed. All that was answered is in it.
@@ -79,10 +92,16 @@ async def _serve(
     config: Config,
     writer: Writer,
     reload: Callable[[], Config],
+    supervisor: Supervisor,
+    *,
     store: Store,
     recorder: Recorder | None,
 ) -> bool:
-    return await _Service(config, writer, reload, store, recorder).run()
+    service = _Service(
+        config, writer, reload, supervisor, store=store, recorder=recorder
+    )
+    async with supervisor.watching():
+        return await service.run()
 
 
 class _Service:
@@ -93,12 +112,15 @@ class _Service:
         config: Config,
         writer: Writer,
         reload: Callable[[], Config],
+        supervisor: Supervisor,
+        *,
         store: Store,
         recorder: Recorder | None,
     ) -> None:
         self._config = config
         self._writer = writer
         self._reload = reload
+        self._supervisor = supervisor
         self._store = store
         self._backends = Backends(config)
         self._catalog = Catalog(store, self._backends, processes.boot_id())
@@ -121,7 +143,8 @@ class _Service:
         listeners: list[Listener] = []
         try:
             self._bind(listeners)
-            await recover(self._core)
+            async with self._supervisor.starting("recovering"):
+                await recover(self._core)
             # What was loaded stays: the collector need not look at it again and again.
             gc.freeze()
             await self._admin.listen(listeners[0])
@@ -138,6 +161,7 @@ class _Service:
                 volumes=len(self._store.volumes),
                 sockets=",".join(listener.path for listener in listeners),
             )
+            self._supervisor.ready(_status(self._config))
             await stop.wait()
         finally:
             stuck = await self._shut_down(listeners)
@@ -152,14 +176,16 @@ class _Service:
         of our volumes, answers 404 for those that it knows, and a container that names
         one that it does not know gets a local volume at once. Where a socket refuses,
         it waits for up to 15 s and then tells of an error. So what a killed server has
-        left stays too, until its place is taken here.
+        left stays too, until its place is taken here. At a held socket, calls wait.
         """
-        config = self._config
+        config, held = self._config, self._supervisor.held
         paths = [config.admin_socket, *(socket.path for socket in config.sockets)]
         clear_left(os.path.join(os.path.realpath(config.root), "sockets"), paths)
-        listeners.append(admin.listener(config.admin_socket))
+        path = config.admin_socket
+        listeners.append(held.get(path) or admin.listener(path))
         for socket in config.sockets:
-            listeners.append(bind(socket))  # noqa: PERF401  all bound are closed
+            listener = held.get(socket.path) or bind(socket)
+            listeners.append(listener)  # all bound are closed, whatever happens
 
     def _start_loops(self) -> None:
         """Start what runs for ever, or start it again by another configuration."""
@@ -179,6 +205,8 @@ class _Service:
     async def _shut_down(self, listeners: list[Listener]) -> bool:
         log(logger, logging.INFO, "stopping")
         limit = self._config.timeouts.drain
+        # The calls, then the changes that run on without a caller, then the backends.
+        self._supervisor.stopping(2 * limit + _ENDING)
         answered = all(
             await asyncio.gather(self._server.drain(limit), self._admin.drain(limit))
         )
@@ -195,12 +223,20 @@ class _Service:
         return not (ended and all(closed))
 
     def _start_taking_over(self) -> None:
+        self._supervisor.reloading()
         self._taking_over = asyncio.create_task(self._take_over(self._taking_over))
 
     async def _take_over(self, earlier: asyncio.Task[None] | None) -> None:
-        """Take over a changed configuration, or log why not and keep the old one."""
         if earlier is not None:
             await asyncio.gather(earlier, return_exceptions=True)
+        if await self._reconfigure():
+            self._supervisor.ready(_status(self._config))
+        else:
+            reason = "the changed configuration is not in effect: see the log"
+            self._supervisor.ready(f"{_status(self._config)}; {reason}")
+
+    async def _reconfigure(self) -> bool:
+        """Take over a changed configuration, or log why not and keep the old one."""
         try:
             config = self._reload()
             kept = _sockets(self._config)
@@ -213,13 +249,14 @@ class _Service:
         except (VolpluginError, OSError) as error:
             for line in str(error).splitlines():
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
-            return
+            return False
         self._config = attrs.evolve(config, **kept, record=self._config.record)
         self._manager.timeouts = config.timeouts
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)
         self._start_loops()
         log(logger, logging.INFO, "configuration reloaded")
+        return True
 
 
 def _doors(config: Config) -> dict[str, Door]:
@@ -233,6 +270,10 @@ def _doors(config: Config) -> dict[str, Door]:
         for socket in config.sockets
     }
     return {path: door for path, door in doors.items() if door != ANY_DOOR}
+
+
+def _status(config: Config) -> str:
+    return f"serving on {', '.join(socket.path for socket in config.sockets)}"
 
 
 def _sockets(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import attrs
 
 from support.client import Client
 from support.host import Host
+from support.manager import Manager
 from support.wait import eventually
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ class Plugin:
 
     In a host it listens where dockerd looks for it, else on a socket in ``folder``.
     ``config`` is the text of its configuration file. Between its lives all of its
-    state stays in ``folder``.
+    state stays in ``folder``. A ``manager`` starts it, where there is one.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Plugin:
         socket: Path | None = None,
         config: str = "",
         arguments: Sequence[str] = (),
+        manager: Manager | None = None,
     ) -> None:
+        self._manager = manager
         self.root = folder / "root"
         self.config = folder / "volplugin.toml"
         self.config.write_text(config)
@@ -116,6 +119,9 @@ class Plugin:
         command = self.command("serve")
         command += ["--socket", str(self.socket), "--log-format", "json", "-v"]
         command += self._arguments
+        if self._manager is not None:
+            command = self._manager.command(command)
+            variables |= self._manager.environment()
         if self._host is not None:
             self._process = self._host.start(
                 *command, log=self._log, environment=variables
@@ -129,6 +135,7 @@ class Plugin:
                     stderr=subprocess.STDOUT,
                     env=variables,
                     start_new_session=True,
+                    pass_fds=self._manager.descriptors if self._manager else (),
                 )
         if wait:
             self.wait_until_ready()
@@ -179,8 +186,9 @@ class Plugin:
         self.process.terminate()
         status = self.process.wait(30)
         assert status == 0, f"exit status {status}:\n{self.log}"
-        assert not self.client.socket.exists(), "it left its socket"
-        assert not self.admin_socket.exists(), "it left its admin socket"
+        held = self._manager.paths if self._manager else ()
+        for path in (self.client.socket, self.admin_socket):
+            assert path.exists() is (path in held), f"{path} is not as it should be"
 
     def wait(self, seconds: float = 20) -> int:
         """Wait for the server's end and return its exit status."""

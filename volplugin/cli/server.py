@@ -7,7 +7,7 @@ import click
 
 from volplugin.cli.settings import EX_CONFIG, fail, load_or_fail, read, settings
 from volplugin.config_print import render
-from volplugin.errors import StoreCorrupt, VolpluginError
+from volplugin.errors import InvalidArgument, StoreCorrupt, VolpluginError
 from volplugin.redaction import WORDS
 
 
@@ -31,12 +31,17 @@ def serve(**flags: Any) -> None:
     `docker volume create -d volplugin -o help x` lists the options.
     """
     # Imported here so that `--help` does not wait for the server's libraries.
-    from volplugin import logs, service  # noqa: PLC0415
+    from volplugin import logs, service, supervision  # noqa: PLC0415
 
     config = load_or_fail(flags)
     writer = logs.setup(fmt=config.log_format, level=config.log_level)
     try:
-        service.serve(config, writer, lambda: read(flags))
+        supervisor = supervision.supervisor(config, os.environ)
+    except InvalidArgument as error:
+        writer.close()
+        fail(str(error), EX_CONFIG)
+    try:
+        service.serve(config, writer, lambda: read(flags), supervisor)
     except StoreCorrupt as error:
         writer.close()
         fail(str(error), EX_CONFIG)
