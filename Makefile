@@ -15,7 +15,7 @@ RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
 CEPH_PACKAGES := ceph-common ceph-fuse ceph-mds ceph-mgr ceph-mon ceph-osd fuse3 python3-cephfs python3-rados \
 	python3-rbd qemu-block-extra qemu-system-common rbd-nbd
 TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker-compose docker.io e2fsprogs \
-	iproute2 kmod mount openssl podman postgresql procps rclone user-mode-linux util-linux xfsprogs
+	iproute2 kmod mount openssl podman postgresql procps rclone systemd user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
 	mount rclone user-mode-linux util-linux xfsprogs
 

@@ -59,6 +59,25 @@ def locked_root(root: str) -> Iterator[None]:
         lockfile.release(held)
 
 
+def volumes_in_use(root: str) -> dict[str, str]:
+    """Return the mountpoints of volumes that engines have on this host, by name.
+
+    Raise `InUse` while a server runs on ``root``, `StoreCorrupt` as `serve` does.
+    """
+    if not os.path.isdir(store_path(root)):
+        return {}
+    with locked_root(root):
+        store = Store(store_path(root))
+        try:
+            return {
+                name: store.volumes[name].mountpoint
+                for name, mounts in store.mounts.items()
+                if mounts.boot_id == processes.boot_id() and mounts.holders
+            }
+        finally:
+            store.close()
+
+
 def serve(
     config: Config,
     writer: Writer,

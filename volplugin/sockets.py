@@ -91,6 +91,29 @@ def bind(config: SocketConfig) -> Listener:
     return Listener(path, listening, (status.st_dev, status.st_ino))
 
 
+def is_served(path: str) -> bool:
+    """Tell whether someone listens on the socket ``path``."""
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and not _refuses(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise from_os_error(error, f"socket {path}") from error
+
+
+def remove_refusing(path: str) -> bool:
+    """Remove a socket that nobody listens on; return whether there was one."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode) or not _refuses(path):
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise from_os_error(error, f"socket {path}") from error
+    return True
+
+
 def clear_left(note: str, configured: Sequence[str]) -> None:
     """Remove the sockets of earlier servers that are not ``configured`` any more.
 

@@ -1,9 +1,9 @@
-"""The command line: ``serve``, ``config``, ``recover``, ``volume``, ``snapshot``."""
+"""The command line: its commands, put together."""
 
 import click
 
 from volplugin import __version__
-from volplugin.cli import server, volumes
+from volplugin.cli import server, units, volumes
 
 
 @click.group(
@@ -26,6 +26,8 @@ for command in (
     server.recover,
     volumes.volume,
     volumes.snapshot,
+    units.install,
+    units.uninstall,
 ):
     cli.add_command(command)
 

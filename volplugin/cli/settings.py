@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -64,7 +64,7 @@ def settings(command: F) -> F:
     return finding(command)
 
 
-def read(flags: dict[str, Any]) -> Config:
+def read(flags: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
     """Read the configuration that a command was given by its options."""
     given = {
         "root": flags.get("root"),
@@ -80,7 +80,7 @@ def read(flags: dict[str, Any]) -> Config:
     }
     return load(
         file=flags["file"],
-        environ=os.environ,
+        environ=environ,
         flags={key: value for key, value in given.items() if value is not None},
         settings_of=drivers.settings_of,
         drivers=drivers.NAMES,
