@@ -10,7 +10,7 @@ import xattr
 
 from volplugin.errors import InvalidArgument, NoSpace, from_os_error
 
-_RECORD: Final = b"trusted.volplugin"
+RECORD: Final = b"trusted.volplugin"
 
 # ioctl_iflags(2), as encoded on x86, ARM and RISC-V. The number speaks of a long, the
 # kernel reads and writes an int.
@@ -34,7 +34,7 @@ def read_record(path: str) -> bytes | None:
     missing.
     """
     try:
-        value: bytes = xattr.get(path, _RECORD, nofollow=True)
+        value: bytes = xattr.get(path, RECORD, nofollow=True)
     except OSError as error:
         if error.errno in {
             errno.ENODATA,
@@ -50,7 +50,7 @@ def read_record(path: str) -> bytes | None:
 def are_supported(path: str) -> bool:
     """Tell whether the file system that ``path`` is on has such xattrs. No effect."""
     try:
-        xattr.get(path, _RECORD, nofollow=True)
+        xattr.get(path, RECORD, nofollow=True)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return False
@@ -67,7 +67,7 @@ def write_record(path: str, data: bytes) -> bool:
     system's own interval. Raise `InvalidArgument` for a record that is too long.
     """
     try:
-        xattr.set(path, _RECORD, data, nofollow=True)
+        xattr.set(path, RECORD, data, nofollow=True)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return False
@@ -90,7 +90,7 @@ def write_record(path: str, data: bytes) -> bool:
 def clear_record(path: str) -> None:
     """Take the record off ``path``; none to take, or no such path, is success."""
     try:
-        xattr.remove(path, _RECORD, nofollow=True)
+        xattr.remove(path, RECORD, nofollow=True)
     except OSError as error:
         if error.errno not in {
             errno.ENODATA,

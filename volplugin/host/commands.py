@@ -24,6 +24,7 @@ _PACKAGES: Final = {
 # Programs for file systems are in folders that a service's PATH may lack.
 SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _GRACE: Final = 5.0  # seconds for a killed process to end
+_FULL: Final = ("No space left", "Disk quota exceeded")  # strerror(3)
 _SHOWN_LINES: Final = 4
 _SHOWN_CHARACTERS: Final = 400
 
@@ -75,7 +76,7 @@ def run(
     output = raw.decode("utf-8", "replace")
     if child.returncode in ok:
         return output
-    kind = NoSpace if "No space left" in output else Internal
+    kind = NoSpace if any(sign in output for sign in _FULL) else Internal
     raise kind(f"{doing}: {words[0]} {_ended(child.returncode)}: {_last_lines(output)}")
 
 
