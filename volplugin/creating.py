@@ -14,7 +14,7 @@ import attrs
 from volplugin.backends import Backend
 from volplugin.catalog import Catalog
 from volplugin.drivers.directories import overlap
-from volplugin.drivers.driver import Clones, Plan
+from volplugin.drivers.driver import Clones, Plan, TakesIn
 from volplugin.errors import AlreadyExists, InvalidArgument
 from volplugin.failpoints import hit
 from volplugin.logs import log
@@ -37,15 +37,21 @@ class Creator:
         self._choosing = asyncio.Lock()
 
     async def make(
-        self, name: str, backend: Backend, asked: Mapping[str, str], parsed: Any
+        self,
+        name: str,
+        backend: Backend,
+        asked: Mapping[str, str],
+        parsed: Any,
+        origin: str | None = None,
     ) -> None:
         """Make a volume of a name that is free; undo what was made when that fails.
 
-        ``asked`` are the user's words, ``parsed`` what they mean to the driver.
+        ``asked`` are the user's words, ``parsed`` what they mean to the driver, which
+        is a `TakesIn` where ``origin`` is a directory that becomes the volume.
         """
         source = await self._source(backend, parsed)
         volume_id = uuid.uuid4().hex
-        plan = await backend.run(backend.driver.plan, name, volume_id, parsed)
+        plan = await _plan(backend, name, volume_id, parsed, origin)
         volume = Volume(
             name=name,
             id=volume_id,
@@ -120,12 +126,26 @@ class Creator:
             await self._store.commit(PutVolume(volume))
 
     async def undo(self, volume: Volume) -> None:
-        """Take away what a create that did not finish has made, then its intent."""
+        """Take away what a create that did not finish has made, then its intent.
+
+        A volume that has its files from elsewhere, all of them, is kept instead.
+        """
         backend = self._catalog.backend(volume)
+        if await self._is_taken_in(backend, volume):
+            ready = attrs.evolve(volume, state=State.READY)
+            await self._store.commit(PutVolume(ready))
+            log(logger, logging.INFO, "kept: it has its files", volume=volume.name)
+            return
         await backend.run(backend.driver.remove, self._catalog.spec(volume))
         hit("core.recover.create")
         await self._store.commit(DropVolume(volume.name))
         backend.purge_soon()
+
+    async def _is_taken_in(self, backend: Backend, volume: Volume) -> bool:
+        driver = backend.driver
+        if not isinstance(driver, TakesIn):
+            return False
+        return await backend.run(driver.is_taken_in, self._catalog.spec(volume))
 
     async def _undo_quietly(self, volume: Volume) -> None:
         try:
@@ -138,3 +158,12 @@ class Creator:
                 volume=volume.name,
                 error=str(error),
             )
+
+
+async def _plan(
+    backend: Backend, name: str, volume_id: str, parsed: Any, origin: str | None
+) -> Plan:
+    driver = backend.driver
+    if origin is not None and isinstance(driver, TakesIn):
+        return await backend.run(driver.plan_intake, name, volume_id, parsed, origin)
+    return await backend.run(driver.plan, name, volume_id, parsed)

@@ -129,10 +129,11 @@ async def _settle_unfinished(core: Core, volume: Volume) -> None:
             error=str(error),
         )
     else:
+        is_kept = volume.state is State.CREATING and core.catalog.find(volume.name)
         log(
             logger,
             logging.INFO,
-            _OUTCOMES[volume.state],
+            "create finished" if is_kept else _OUTCOMES[volume.state],
             volume=volume.name,
         )
 

@@ -26,6 +26,7 @@ from volplugin.following import Followers
 from volplugin.host import lockfile, paths, processes
 from volplugin.logs import Writer, log
 from volplugin.manager import VolumeManager
+from volplugin.migrating import Migrations
 from volplugin.operations import Operations
 from volplugin.recorder import Recorder, recording
 from volplugin.recovery import recover
@@ -147,7 +148,9 @@ class _Service:
         changes = Changes()
         self._manager = VolumeManager(self._core, changes, config.timeouts)
         self._server = Server(self._manager, _doors(config), recorder)
-        self._admin = admin.AdminServer(Operations(self._core, changes))
+        self._admin = admin.AdminServer(
+            Operations(self._core, changes), Migrations(self._core, changes)
+        )
         self._followers = Followers(self._core, changes)
         self._loops: list[asyncio.Task[None]] = []
         self._taking_over: asyncio.Task[None] | None = None

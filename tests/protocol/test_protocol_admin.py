@@ -46,6 +46,7 @@ from volplugin.errors import (
     Unsupported,
     VolpluginError,
 )
+from volplugin.migrating import Migrations
 from volplugin.model import Volume
 from volplugin.operations import Operations
 
@@ -174,7 +175,9 @@ class Running:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _start(self) -> AdminServer:
-        server = AdminServer(cast(Operations, self.manager))
+        server = AdminServer(
+            cast(Operations, self.manager), cast(Migrations, self.manager)
+        )
         await server.listen(self._listener)
         return server
 

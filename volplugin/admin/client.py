@@ -15,6 +15,8 @@ from volplugin.admin.messages import (
     AdoptAnswer,
     AdoptRequest,
     Failure,
+    MigrateAnswer,
+    MigrateRequest,
     ReleaseAnswer,
     ResizeAnswer,
     ResizeRequest,
@@ -93,6 +95,13 @@ class AdminClient:
         """Make what is there as ``there`` the volume ``name``; again is success."""
         request = AdoptRequest(name=name, driver=driver, options=options, there=there)
         return asyncio.run(self._call(messages.ADOPT, request, AdoptAnswer))
+
+    def migrate(self, request: MigrateRequest) -> MigrateAnswer:
+        """Make a directory a volume, which may take hours; again is success.
+
+        As for `resize`, a client that ends before that ends nothing.
+        """
+        return asyncio.run(self._call(messages.MIGRATE, request, MigrateAnswer))
 
     async def _call(self, path: str, request: attrs.AttrsInstance, kind: type[T]) -> T:
         try:

@@ -29,6 +29,7 @@ TAKE_SNAPSHOT: Final = f"{PREFIX}take-snapshot"
 DROP_SNAPSHOT: Final = f"{PREFIX}drop-snapshot"
 ADOPTABLE: Final = f"{PREFIX}adoptable"
 ADOPT: Final = f"{PREFIX}adopt"
+MIGRATE: Final = f"{PREFIX}migrate"
 
 
 def _is_text(_: Any, field: "attrs.Attribute[str]", value: object) -> None:
@@ -38,6 +39,11 @@ def _is_text(_: Any, field: "attrs.Attribute[str]", value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can name half a character
         raise InvalidArgument(f"{field.name} is not valid UTF-8: {value!r}") from error
+
+
+def _is_flag(_: Any, field: "attrs.Attribute[bool]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{field.name} must be true or false, not {value!r:.80}")
 
 
 def _are_texts(
@@ -196,6 +202,37 @@ class AdoptAnswer:
 
 
 @attrs.frozen(kw_only=True)
+class MigrateRequest:
+    """Make the directory ``origin`` the volume ``name``, or tell what that would do.
+
+    ``driver`` is a driver or a backend, "" the default one; ``options`` as for
+    ``docker volume create``. ``dry`` has no effect; ``remove_origin`` deletes what
+    was copied.
+    """
+
+    name: str = _text()
+    driver: str = _text()
+    options: Mapping[str, str] = attrs.field(validator=_are_texts)
+    origin: str = _text()
+    dry: bool = attrs.field(validator=_is_flag)
+    remove_origin: bool = attrs.field(validator=_is_flag)
+
+
+@attrs.frozen(kw_only=True)
+class MigrateAnswer:
+    """How ``name`` became a volume: ``way`` is ``move``, ``copy`` or ``adopt``.
+
+    ``reason`` says why it is a copy; ``earlier`` that it was one before the call.
+    """
+
+    name: str = _text()
+    way: str = _text()
+    mountpoint: str = _text()
+    reason: str = _text()
+    earlier: bool = attrs.field(validator=_is_flag)
+
+
+@attrs.frozen(kw_only=True)
 class Failure:
     """Why a call failed; ``code`` is the name of a `volplugin.errors.Code`."""
 
@@ -215,8 +252,9 @@ class Failure:
 _KINDS: Final = {kind.code.name: kind for kind in VolpluginError.__subclasses__()}
 
 _converter: Final = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
-# cattrs would make texts of numbers; the classes' own validators refuse them.
+# cattrs would make texts of numbers, flags of texts; the classes' validators refuse.
 _converter.register_structure_hook(str, lambda value, _: value)
+_converter.register_structure_hook(bool, lambda value, _: value)
 _converter.register_structure_hook_func(
     lambda kind: kind in (Mapping[str, str], Sequence[str]), lambda value, _: value
 )

@@ -17,6 +17,8 @@ from volplugin.admin.messages import (
     AdoptAnswer,
     AdoptRequest,
     Failure,
+    MigrateAnswer,
+    MigrateRequest,
     ReleaseAnswer,
     ResizeAnswer,
     ResizeRequest,
@@ -38,6 +40,7 @@ from volplugin.errors import (
 from volplugin.host import paths
 from volplugin.httpserver import UNREADABLE, CallLog, HttpServer, caller_of, hang_up
 from volplugin.logs import log
+from volplugin.migrating import Migration, Migrations
 from volplugin.operations import Operations
 from volplugin.sockets import Listener, bind
 
@@ -47,7 +50,12 @@ MODE: Final = 0o600  # whoever may connect can change any volume: root alone
 
 
 _Request = (
-    AdoptableRequest | AdoptRequest | ResizeRequest | SnapshotRequest | VolumeRequest
+    AdoptableRequest
+    | AdoptRequest
+    | MigrateRequest
+    | ResizeRequest
+    | SnapshotRequest
+    | VolumeRequest
 )
 
 
@@ -72,8 +80,9 @@ def listener(path: str) -> Listener:
 class AdminServer:
     """Answers operators' calls on the admin socket."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, migrations: Migrations) -> None:
         self._operations = operations
+        self._migrations = migrations
         self._verbs: Mapping[str, _Verb] = {
             messages.RESIZE: _Verb("Resize", ResizeRequest, self._resize),
             messages.RELEASE: _Verb("Release", VolumeRequest, self._release),
@@ -87,6 +96,7 @@ class AdminServer:
             ),
             messages.ADOPTABLE: _Verb("Adoptable", AdoptableRequest, self._adoptable),
             messages.ADOPT: _Verb("Adopt", AdoptRequest, self._adopt),
+            messages.MIGRATE: _Verb("Migrate", MigrateRequest, self._migrate),
         }
         self._http = HttpServer(self._answer)
 
@@ -202,6 +212,27 @@ class AdminServer:
             request.name, request.driver, request.options, request.there, caller
         )
         return AdoptAnswer(name=request.name)
+
+    async def _migrate(self, request: MigrateRequest, caller: Caller) -> MigrateAnswer:
+        wanted = Migration(
+            name=request.name,
+            backend=request.driver,
+            options=request.options,
+            origin=request.origin,
+            remove_origin=request.remove_origin,
+        )
+        outcome = (
+            await self._migrations.plan(wanted)
+            if request.dry
+            else await self._migrations.migrate(wanted, caller)
+        )
+        return MigrateAnswer(
+            name=request.name,
+            way=outcome.way,
+            mountpoint=outcome.mountpoint,
+            reason=outcome.reason,
+            earlier=outcome.earlier,
+        )
 
 
 def _response(status: int, message: attrs.AttrsInstance) -> web.Response:

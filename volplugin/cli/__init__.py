@@ -1,9 +1,9 @@
-"""The command line: its commands, put together."""
+"""The command line: what runs a server, and what asks one that runs."""
 
 import click
 
 from volplugin import __version__
-from volplugin.cli import server, units, volumes
+from volplugin.cli import migration, server, units, volumes
 
 
 @click.group(
@@ -28,6 +28,7 @@ for command in (
     volumes.snapshot,
     units.install,
     units.uninstall,
+    migration.migrate,
 ):
     cli.add_command(command)
 

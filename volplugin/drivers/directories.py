@@ -1,5 +1,6 @@
 """Which directories a user may give to a volume with ``mount=``."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -8,13 +9,18 @@ from volplugin.host import paths
 from volplugin.host.mountinfo import is_within
 
 # Nothing at, above or below these may be a volume: a container that writes there, or a
-# chown by its image, breaks the host. The second row is the engines' own state.
-_SYSTEM: Final = (
+# chown by its image, breaks the host.
+_HOST: Final = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc"),
     *("/run", "/sbin", "/sys", "/usr"),
+)
+# The engines' own state.
+_ENGINES: Final = (
     *("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers"),
     *("/var/lib/pouch", "/var/lib/kubelet", "/var/lib/rancher"),
 )
+_SYSTEM: Final = (*_HOST, *_ENGINES)
+_ENGINE_VOLUME: Final = re.compile(r"/volumes/[^/]+/_data$")
 # These hold other people's directories: not volumes themselves, but what is below is.
 _SHARED: Final = (
     *("/", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/var", "/var/lib"),
@@ -29,6 +35,24 @@ def overlap(path: str, directories: Iterable[str]) -> str | None:
         if is_within(path, directory) or is_within(directory, path):
             return directory
     return None
+
+
+def require_takeable(path: str) -> None:
+    """Refuse ``path`` as a directory that is moved away to become a volume.
+
+    Of the engines' own directories only ``volumes/NAME/_data`` is one: a volume of
+    Docker's local driver. Raise `InvalidArgument`, also for a symbolic link on the way.
+    """
+    engine = overlap(path, _ENGINES)
+    if (
+        path in _SHARED
+        or overlap(path, _HOST) is not None
+        or (engine is not None and not _ENGINE_VOLUME.search(path))
+    ):
+        raise InvalidArgument(
+            f"{path} is, or has a part in, a system directory: it can't become a volume"
+        )
+    paths.missing_directories(path)
 
 
 def require_allowed(path: str, allow: Sequence[str] | None) -> None:

@@ -365,6 +365,34 @@ class Adopts(Protocol):
 
 
 @runtime_checkable
+class TakesIn(Protocol):
+    """A driver that can make a volume of a directory that is there, with its files.
+
+    `Driver.create` makes such a volume by what `plan_intake` has noted in its facts.
+    Once its files are in place it is whole, and is never taken back: `Driver.remove`
+    of one in state *creating* is asked for only while `is_taken_in` says no, and then
+    leaves the directory as it was.
+    """
+
+    def plan_intake(self, name: str, volume_id: str, options: Any, origin: str) -> Plan:
+        """Decide how ``origin`` becomes the volume; refuse what can't. No effect.
+
+        Facts ``origin`` and ``intake``, which is ``move`` or ``copy``, are for all to
+        read; where it is a copy, ``copied-for`` says why. Raise `InUse` when a
+        container has the directory.
+        """
+
+    def is_taken_in(self, spec: Spec) -> bool:
+        """Tell whether the files of a volume in state *creating* are in place."""
+
+    def drop_origin(self, spec: Spec) -> None:
+        """Delete the directory that the volume, which is ready, is a copy of.
+
+        Idempotent. Raise `AlreadyExists` where it differs from the volume by now.
+        """
+
+
+@runtime_checkable
 class Lanes(Protocol):
     """A driver whose volumes depend on different parties, each of which may hang."""
 

@@ -120,6 +120,10 @@ class Folders:
     def remove(self, spec: Spec, bound: Bound | None) -> None:
         """Throw the volume's directory away, or undo what `make` began."""
         self._throw_away(spec)
+        self.forget(bound)
+
+    def forget(self, bound: Bound | None) -> None:
+        """Give a limit's ids back, where a volume had one."""
         # Last, for a removal that fails leaves the volume as it was. Until the trash
         # is empty what is left of it keeps the ids in use.
         if bound is not None:

@@ -5,6 +5,7 @@ In the backend's place lie the folders of `folders`, and ``adopted``, the marker
 ``mount=`` volumes.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import attrs
 
 from volplugin import options as declare
-from volplugin.drivers import declared, limits
+from volplugin.drivers import declared, limits, ownership
 from volplugin.drivers.adopted import Adopted
 from volplugin.drivers.driver import Driver, Found, Plan, Spec
 from volplugin.drivers.folders import Folders, Root, require_present
+from volplugin.drivers.intake import ORIGIN, Intake
 from volplugin.drivers.limits import FACT, Bound, Limits
 from volplugin.errors import InvalidArgument, Unsupported
 from volplugin.host.mountinfo import Mount
-from volplugin.model import Usage, Volume
+from volplugin.model import State, Usage, Volume
 from volplugin.quota.ids import IdRange
 from volplugin.sizes import format_size
 
@@ -81,6 +83,7 @@ class Local(Driver):
     def __init__(self, config: LocalConfig, place: str) -> None:
         self._root = os.path.realpath(config.root or place)
         self._folders = Folders(self._root)
+        self._intake = Intake(self._folders)
         self._limits = Limits(self._root, config.project_ids, config.overcommit)
         self._adopted = Adopted(self._root, config.allow, self._limits)
 
@@ -91,21 +94,26 @@ class Local(Driver):
         return [self._root]
 
     def plan(self, name: str, volume_id: str, options: LocalOptions) -> Plan:
-        if options.quota is not None and not options.is_limited:
-            raise InvalidArgument(
-                f"quota={options.quota} says how to limit, not how much: give size or "
-                f"inodes as well, or leave it out"
-            )
-        try:
+        _require_limit_for_quota(options)
+        with _told_of_limits():
             if options.mount is not None:
                 return self._adopted.plan(volume_id, options)
             facts = self._plan_limit(options) if options.is_limited else {}
-        except Unsupported as error:
-            raise Unsupported(
-                f"this directory can't be limited in place: {error}. Mount its file "
-                f"system with quotas, or use -o driver=quota, which limits on any host"
-            ) from error
         return Plan(mountpoint=self._folders.place(name), facts=facts)
+
+    def plan_intake(
+        self, name: str, volume_id: str, options: LocalOptions, origin: str
+    ) -> Plan:
+        _require_limit_for_quota(options)
+        if options.mount is not None:
+            raise InvalidArgument(
+                f"mount={options.mount}: {origin} gets a place below the root; leave "
+                f"mount out, or create the volume with mount={origin}"
+            )
+        with _told_of_limits():
+            limit = self._plan_limit(options) if options.is_limited else {}
+        taken = self._intake.plan(options, origin, is_limited=options.is_limited)
+        return Plan(mountpoint=self._folders.place(name), facts={**limit, **taken})
 
     def _plan_limit(self, options: LocalOptions) -> Mapping[str, str]:
         directory = self._folders.volumes
@@ -119,14 +127,26 @@ class Local(Driver):
         root, bound = Root.asked(spec.options), self._bound(spec)
         if spec.options.mount is not None:
             self._adopted.adopt(spec, root, bound)
+        elif ORIGIN in spec.volume.facts:
+            self._intake.take(spec, bound)
         else:
             self._folders.make(spec, root, bound)
 
     def remove(self, spec: Spec) -> None:
         if spec.options.mount is not None:
             self._adopted.release(spec, self._bound(spec))
+        elif spec.volume.state is State.CREATING and ORIGIN in spec.volume.facts:
+            self._intake.undo(spec)
+            self._folders.forget(self._bound(spec))
         else:
             self._folders.remove(spec, self._bound(spec))
+
+    def is_taken_in(self, spec: Spec) -> bool:
+        is_intake = ORIGIN in spec.volume.facts
+        return is_intake and bool(ownership.is_of(spec, spec.volume.mountpoint))
+
+    def drop_origin(self, spec: Spec) -> None:
+        self._intake.drop_origin(spec)
 
     def attach(self, spec: Spec) -> None:
         require_present(spec)
@@ -187,3 +207,23 @@ class Local(Driver):
 
     def _bound(self, spec: Spec) -> Bound | None:
         return self._limits.bound(spec.volume, spec.options)
+
+
+def _require_limit_for_quota(options: LocalOptions) -> None:
+    if options.quota is not None and not options.is_limited:
+        raise InvalidArgument(
+            f"quota={options.quota} says how to limit, not how much: give size or "
+            f"inodes as well, or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def _told_of_limits() -> Iterator[None]:
+    """Say what to do where a directory can't be limited."""
+    try:
+        yield
+    except Unsupported as error:
+        raise Unsupported(
+            f"this directory can't be limited in place: {error}. Mount its file "
+            f"system with quotas, or use -o driver=quota, which limits on any host"
+        ) from error
