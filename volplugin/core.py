@@ -17,6 +17,7 @@ from volplugin.backends import Backend
 from volplugin.catalog import Catalog, is_shown
 from volplugin.creating import Creator
 from volplugin.doors import ANY_DOOR, Door
+from volplugin.drivers.driver import Disowns
 from volplugin.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -148,7 +149,13 @@ class Core:
             return
         backend = self.catalog.backend(volume)
         await self.attachments.require_unused(volume)
-        await self.attachments.let_go(volume)
+        try:
+            await self.attachments.let_go(volume)
+        except Unavailable:
+            # Who holds it may be gone for good: whether it can be removed all the same
+            # is the driver's to tell.
+            if not isinstance(backend.driver, Disowns):
+                raise
         removing = attrs.evolve(volume, state=State.REMOVING)
         await self._store.commit(PutVolume(removing))
         hit("core.remove.intent")

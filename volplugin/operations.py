@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import attrs
+
 from volplugin import accounting, options
 from volplugin.backends import Backend
 from volplugin.changes import Caller, Changes
 from volplugin.core import Core
 from volplugin.drivers.driver import (
     Adopts,
+    Disowns,
     Held,
     Snapshot,
     Snapshots,
@@ -23,6 +26,7 @@ from volplugin.errors import InvalidArgument, NotFound, Unavailable, Unsupported
 from volplugin.manager import require_name
 from volplugin.model import State, Volume
 from volplugin.parsers import nearest, quote
+from volplugin.store.store import PutVolume
 
 SNAPSHOT_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}", re.ASCII)
 
@@ -152,6 +156,28 @@ class Operations:
             known = self._core.catalog.find(name)
             if known is None or not _is(known, backend, held):
                 await self._core.create(name, wanted)
+
+        await self._changes.run(name, change, limit=None, caller=caller)
+
+    async def disown(self, name: str, caller: Caller) -> None:
+        """Make the volume one that is left where it is when it is removed here.
+
+        As if it had been adopted. Success where it was.
+        """
+        require_name(name)
+
+        async def change() -> None:
+            backend, spec = await self._ready(name)
+            driver = backend.driver
+            if not isinstance(driver, Disowns):
+                raise Unsupported(
+                    f"a volume of driver {driver.name} is volplugin's own: nobody "
+                    f"else would have it"
+                )
+            volume = attrs.evolve(spec.volume, options=driver.disowned(spec.volume))
+            # First what `recover` finds: a death in between leaves the volume as it is.
+            await backend.run(driver.note_again, self._core.catalog.spec(volume))
+            await self._core.catalog.store.commit(PutVolume(volume))
 
         await self._changes.run(name, change, limit=None, caller=caller)
 

@@ -596,3 +596,71 @@ def test_a_removal_that_the_plugin_refuses(shared: World) -> None:
     shared.server.client.unmount("v", "id")
     assert list(shared.server.client.list()) == ["v"]
     assert shared.bad.volumes() == ["v"]
+
+
+# What is left to the plugin
+
+
+def disown(world: World, name: str) -> tuple[int, str, str]:
+    """Run the real command; return its status and what it printed."""
+    return run(world.server.operate("volume", "disown", name))
+
+
+def test_disowning(shared: World) -> None:
+    """A volume that was made here stays at the plugin when it is removed here."""
+    shared.create("v")
+    for _ in range(2):
+        assert disown(shared, "v") == (0, "v: its plugin's own\n", "")
+    assert "adopted" in shared.status("v")
+    path = Path(shared.server.client.mount("v", "id"))
+    (path / "file").write_text("kept")
+    shared.server.client.unmount("v", "id")
+    shared.server.client.remove("v")
+    assert shared.bad.count("Remove") == 0
+    assert (Path(shared.bad.path("v")) / "file").read_text() == "kept"
+    shared.server.client.create("v", {**OPTIONS, "adopt": "v"})
+
+
+def test_a_plugin_that_is_gone_for_good(world: World) -> None:
+    """Its volumes can be removed once they are left to it, mounted ones too."""
+    world.create("v")
+    world.create("held")
+    world.server.client.mount("held", "id")
+    world.bad.stop()
+    for name in ("v", "held"):
+        assert disown(world, name)[0] == 0
+    with pytest.raises(PluginError, match="in use"):
+        world.server.client.remove("held")
+    with pytest.raises(PluginError, match=r"no plugin 'bad'|is down since"):
+        world.server.client.unmount("held", "id")
+    for name in ("v", "held"):
+        world.server.client.remove(name)
+    assert world.server.client.list() == {}
+    assert mounts_below(world.folder) == []
+    world.bad.forget()
+    world.bad.start()
+    assert world.bad.volumes() == ["held", "v"]
+
+
+def test_disowning_outlives_the_store(world: World) -> None:
+    """`recover` knows that the volume is its plugin's own."""
+    world.create("v")
+    assert disown(world, "v")[0] == 0
+    world.server.kill()
+    shutil.rmtree(world.server.root / "store")
+    status, _, error = run(world.server.command("recover"))
+    assert status == 0, error
+    world.server.start()
+    world.server.client.remove("v")
+    assert world.bad.volumes() == ["v"]
+
+
+def test_disowning_in_vain(shared: World) -> None:
+    """Of a volume that is volplugin's own, or of none, nothing is changed."""
+    shared.server.client.create("own")
+    status, _, error = disown(shared, "own")
+    assert status == 1
+    assert "is volplugin's own" in error
+    status, _, error = disown(shared, "none")
+    assert status == 1
+    assert "no such volume" in error

@@ -103,6 +103,11 @@ class AdminClient:
         """
         return asyncio.run(self._call(messages.MIGRATE, request, MigrateAnswer))
 
+    def disown(self, name: str) -> AdoptAnswer:
+        """Have the volume ``name`` be left where it is when it is removed here."""
+        request = VolumeRequest(name=name)
+        return asyncio.run(self._call(messages.DISOWN, request, AdoptAnswer))
+
     async def _call(self, path: str, request: attrs.AttrsInstance, kind: type[T]) -> T:
         try:
             status, body = await self._post(path, messages.encode(request))

@@ -29,6 +29,7 @@ TAKE_SNAPSHOT: Final = f"{PREFIX}take-snapshot"
 DROP_SNAPSHOT: Final = f"{PREFIX}drop-snapshot"
 ADOPTABLE: Final = f"{PREFIX}adoptable"
 ADOPT: Final = f"{PREFIX}adopt"
+DISOWN: Final = f"{PREFIX}disown"
 MIGRATE: Final = f"{PREFIX}migrate"
 
 
@@ -196,7 +197,7 @@ class AdoptRequest:
 
 @attrs.frozen(kw_only=True)
 class AdoptAnswer:
-    """The volume ``name`` is one of ours now."""
+    """The volume ``name`` is one of ours now, or is another's and only used by us."""
 
     name: str = _text()
 

@@ -96,6 +96,7 @@ class AdminServer:
             ),
             messages.ADOPTABLE: _Verb("Adoptable", AdoptableRequest, self._adoptable),
             messages.ADOPT: _Verb("Adopt", AdoptRequest, self._adopt),
+            messages.DISOWN: _Verb("Disown", VolumeRequest, self._disown),
             messages.MIGRATE: _Verb("Migrate", MigrateRequest, self._migrate),
         }
         self._http = HttpServer(self._answer)
@@ -233,6 +234,10 @@ class AdminServer:
             reason=outcome.reason,
             earlier=outcome.earlier,
         )
+
+    async def _disown(self, request: VolumeRequest, caller: Caller) -> AdoptAnswer:
+        await self._operations.disown(request.name, caller)
+        return AdoptAnswer(name=request.name)
 
 
 def _response(status: int, message: attrs.AttrsInstance) -> web.Response:

@@ -186,6 +186,30 @@ def adopt(
         sys.exit(1)
 
 
+@volume.command(
+    epilog="For a plugin that is gone for good, and for a volume that another is to "
+    "have: the opposite of adopt. Containers go on with it meanwhile."
+)
+@click.argument("name")
+@finding
+def disown(name: str, **flags: Any) -> None:
+    """Leave the volume NAME of another plugin to that plugin.
+
+    \b
+      volplugin volume disown photos
+      docker volume rm photos
+
+    From then on its removal takes away what volplugin knows of it and nothing at the
+    plugin, which is not asked: it need not even be there.
+    """  # noqa: D301
+    server = _server(flags)
+    try:
+        server.disown(name)
+    except (VolpluginError, KeyboardInterrupt) as error:
+        _failed(f"disown {name}", error)
+    click.echo(f"{name}: its plugin's own")
+
+
 @click.group()
 def snapshot() -> None:
     """Keep volumes as they are at one moment. For root alone.

@@ -365,6 +365,20 @@ class Adopts(Protocol):
 
 
 @runtime_checkable
+class Disowns(Protocol):
+    """A driver whose volumes can be left to those who hold them."""
+
+    def disowned(self, volume: Volume) -> Mapping[str, str]:
+        """Return the options that the volume would have if it had been adopted. No I/O.
+
+        A volume with those is left where it is when it is removed here.
+        """
+
+    def note_again(self, spec: Spec) -> None:
+        """Have what `Discovers.discover` finds of the volume be ``spec.record``."""
+
+
+@runtime_checkable
 class TakesIn(Protocol):
     """A driver that can make a volume of a directory that is there, with its files.
 

@@ -135,7 +135,15 @@ class Plugin(Driver):
     def remove(self, spec: Spec) -> None:
         volume = spec.volume
         client, there = self._client(volume), volume.facts["name"]
-        self._mounting.detach(spec, client, there)
+        self._mounting.unbind(volume)
+        try:
+            self._mounting.detach(spec, client, there)
+        except Unavailable as error:
+            if spec.options.adopt is None:
+                raise
+            # It stays at its plugin, be that gone for good.
+            event = "adopted volume not unmounted at its plugin"
+            log(logger, logging.WARNING, event, volume=volume.name, error=str(error))
         if mountpoints.is_of_another(spec):
             return
         is_made = volume.state is not State.CREATING or self._claims.is_taken(volume)
@@ -244,6 +252,13 @@ class Plugin(Driver):
             )
             for held in _volumes(self._client_of(plugin))
         ]
+
+    def disowned(self, volume: Volume) -> Mapping[str, str]:
+        facts = volume.facts
+        return {"plugin": facts["plugin"], "adopt": facts["name"]}
+
+    def note_again(self, spec: Spec) -> None:
+        self._markers.add(spec.volume.name, spec.record)
 
     def discover(self, known: Container[str] = ()) -> Iterator[Found]:
         yield from self._markers.found(known)

@@ -164,7 +164,7 @@ class Mounting:
     def detach(self, spec: Spec, client: PluginClient, name: str) -> None:
         """Take back `attach`, whatever of it was done."""
         volume = spec.volume
-        self._unbind(volume)
+        self.unbind(volume)
         path = self._notes.read(volume.id)
         if path is None:
             return
@@ -200,7 +200,8 @@ class Mounting:
         except Refused:
             return
 
-    def _unbind(self, volume: Volume) -> None:
+    def unbind(self, volume: Volume) -> None:
+        """Unmount what is bound here; what is not is success."""
         path = volume.mountpoint
         while self.is_attached(volume, table := mountinfo.read()):
             hit("plugin.unbind")
