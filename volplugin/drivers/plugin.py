@@ -104,7 +104,13 @@ class Plugin(Driver):
         self._claims.take(volume)
         hit("plugin.intent")
         if spec.options.adopt is None and not (is_asked and client.has(there)):
-            self._make(spec, client, there)
+            try:
+                self._make(spec, client, there)
+            except Unavailable as error:
+                if isinstance(error.__cause__, Refused):
+                    # What has the name there is not by us: the undo must not touch it.
+                    self._claims.drop(volume)
+                raise
         hit("plugin.created")
         self._mounting.note_place(volume, client, there)
 
@@ -128,8 +134,6 @@ class Plugin(Driver):
         try:
             client.create(there, passed(self._config, spec.options))
         except Refused as error:
-            # What has the name there now is not by us: a removal must not touch it.
-            self._claims.drop(spec.volume)
             raise Unavailable(f"plugin {client.name}: Create: {error}") from error
 
     def remove(self, spec: Spec) -> None:
