@@ -16,7 +16,7 @@ from typing import IO
 
 import pytest
 from peers import scratch, with_tmpfs
-from support.client import Client
+from support.client import Client, PluginError
 from support.manager import Manager
 from support.plugin import Plugin, plugin_environment
 from support.require import require
@@ -298,6 +298,15 @@ def test_the_client_is_who_connects(held: Start) -> None:
     assert f"pid {os.getpid()}," in holder
     plugin.client.unmount("v", "x")
     plugin.client.remove("v")
+
+
+def test_it_knows_itself(folder: Path, held: Start) -> None:
+    """Not even by a socket that systemd listens on is it put behind itself."""
+    plugin = held(f'[backend.plugin]\nsockets = ["{folder}"]\n')
+    plugin.start()
+    with pytest.raises(PluginError, match="is this volplugin itself"):
+        plugin.client.create("v", {"driver": "plugin", "plugin": "plugin"})
+    assert plugin.client.list() == {}
 
 
 # Its end

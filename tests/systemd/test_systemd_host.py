@@ -570,6 +570,11 @@ def test_install_beside_another_server() -> None:
             assert answers(system.client)
             system.run("sh", "-c", "kill $(cat /var/lib/volplugin/lock)")
             assert by_hand.result(20).returncode == 0
+        done = system.volplugin("install-service", "--no-start")
+        assert done.returncode == 0, done
+        assert "nothing was started: systemctl enable --now" in done.stdout
+        assert system.show("ActiveState") == "inactive"
+        assert system.show("UnitFileState") == "disabled"
         assert system.volplugin("install-service").returncode == 0
         assert answers(system.client)
     finally:
