@@ -9,15 +9,21 @@ SHELL := /bin/sh
 PYTHON := /usr/bin/python3
 VENV := .venv
 VENV_DEBIAN := .venv-debian12
+VENV_TOOLS := .venv-tools
+# With nothing in it but volplugin and what it needs, as locked: what the SBOM lists.
+VENV_LOCKED := .venv-locked
 
 RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
 # A whole cluster, Ceph's Python bindings, and what maps its images and mounts its files.
 CEPH_PACKAGES := ceph-common ceph-fuse ceph-mds ceph-mgr ceph-mon ceph-osd fuse3 python3-cephfs python3-rados \
 	python3-rbd qemu-block-extra qemu-system-common rbd-nbd
-TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker-compose docker.io e2fsprogs \
-	iproute2 kmod mount openssl podman postgresql procps rclone systemd user-mode-linux util-linux xfsprogs
+TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static \
+	docker-compose docker.io e2fsprogs iproute2 kmod man-db mount openssl podman postgresql procps rclone systemd \
+	user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
 	mount rclone user-mode-linux util-linux xfsprogs
+
+LOCK := packaging/requirements.lock
 
 ARGS ?=
 PYTEST_ARGS ?=
@@ -87,9 +93,34 @@ recordings: packages-test $(VENV)/.installed-test
 bench: packages-bench $(VENV)/.installed-test ## measure beside rclone and Docker's local driver (ARGS="--quick --write")
 	@exec $(VENV)/bin/python -m benchmarks.bench $(ARGS)
 
+.PHONY: manual
+manual: $(VENV)/.installed-test ## write man page and shell completions from the help
+	$(VENV)/bin/python packaging/manual.py
+
+.PHONY: dist
+dist: $(VENV)/.installed-test ## build sdist and wheel into dist
+	$(VENV)/bin/python -m build --outdir dist .
+
+# Of all systems and all wheels; taken anew, for a lock is to be had up to date.
+.PHONY: lock
+lock: $(VENV_TOOLS)/.installed ## pin and hash what volplugin needs, as of today
+	CUSTOM_COMPILE_COMMAND="make lock" $(VENV_TOOLS)/bin/pip-compile --quiet --upgrade --generate-hashes \
+		--strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+		--no-emit-options --output-file $(LOCK) setup.cfg
+
+.PHONY: sbom
+sbom: dist ## write the list of what is shipped: dist/volplugin.cdx.json
+	rm -rf $(VENV_LOCKED)
+	$(PYTHON) -m venv --without-pip $(VENV_LOCKED)
+	$(VENV)/bin/pip --python $(VENV_LOCKED)/bin/python install -q --require-hashes -r $(LOCK)
+	$(VENV)/bin/pip --python $(VENV_LOCKED)/bin/python install -q --no-deps --no-index --find-links dist volplugin
+	@mkdir -p dist
+	PATH=$(VENV)/bin:$$PATH packaging/sbom $(VENV_LOCKED) dist/volplugin.cdx.json
+	rm -rf $(VENV_LOCKED)
+
 .PHONY: clean
 clean: ## remove what was made here; volumes stay
-	rm -rf $(VENV) $(VENV_DEBIAN) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_DEBIAN) $(VENV_TOOLS) $(VENV_LOCKED) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: packages-run packages-test packages-bench
@@ -116,4 +147,9 @@ $(VENV_DEBIAN)/.installed: setup.cfg setup.py tests/constraints-debian12.txt | p
 	$(PYTHON) -m venv $(VENV_DEBIAN)
 	$(VENV_DEBIAN)/bin/pip install -q wheel
 	$(VENV_DEBIAN)/bin/pip install -q -c tests/constraints-debian12.txt -e '.[test]'
+	@touch $@
+
+$(VENV_TOOLS)/.installed: | packages-run
+	$(PYTHON) -m venv $(VENV_TOOLS)
+	$(VENV_TOOLS)/bin/pip install -q pip-tools
 	@touch $@
