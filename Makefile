@@ -17,7 +17,9 @@ RUN_PACKAGES := gcc libc6-dev python3-dev python3-venv
 # A whole cluster, Ceph's Python bindings, and what maps its images and mounts its files.
 CEPH_PACKAGES := ceph-common ceph-fuse ceph-mds ceph-mgr ceph-mon ceph-osd fuse3 python3-cephfs python3-rados \
 	python3-rbd qemu-block-extra qemu-system-common rbd-nbd
-TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static \
+# What builds Debian's package and looks at it.
+DEB_PACKAGES := build-essential debhelper dh-python fakeroot lintian python3-all python3-setuptools
+TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) $(DEB_PACKAGES) btrfs-progs busybox-static debootstrap \
 	docker-compose docker.io e2fsprogs iproute2 kmod man-db mount openssl podman postgresql procps rclone systemd \
 	user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
@@ -101,6 +103,11 @@ manual: $(VENV)/.installed-test ## write man page and shell completions from the
 dist: $(VENV)/.installed-test ## build sdist and wheel into dist
 	$(VENV)/bin/python -m build --outdir dist .
 
+# The tree as it is, changed or not, is what is built; dpkg wants debian/ at its top.
+.PHONY: deb
+deb: packages-deb ## build Debian's package into dist, and look at it with lintian
+	packaging/deb
+
 # Of all systems and all wheels; taken anew, for a lock is to be had up to date.
 .PHONY: lock
 lock: $(VENV_TOOLS)/.installed ## pin and hash what volplugin needs, as of today
@@ -123,13 +130,15 @@ clean: ## remove what was made here; volumes stay
 	rm -rf $(VENV) $(VENV_DEBIAN) $(VENV_TOOLS) $(VENV_LOCKED) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: packages-run packages-test packages-bench
+.PHONY: packages-run packages-test packages-bench packages-deb
 packages-run:
 	$(call install,$(RUN_PACKAGES))
 packages-test:
 	$(call install,$(TEST_PACKAGES))
 packages-bench:
 	$(call install,$(BENCH_PACKAGES))
+packages-deb:
+	$(call install,$(DEB_PACKAGES))
 
 # Editable: the clone is what runs. A change of setup.cfg installs again. wheel is what
 # Debian's pip builds pyxattr with, which comes as source.

@@ -10,11 +10,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.plugin import REPOSITORY
 
-from volplugin import drivers
+from volplugin import __version__, drivers
 from volplugin.config import load
 from volplugin.config_print import render
 
 LOCK: Final = REPOSITORY / "packaging" / "requirements.lock"
+CONTROL: Final = REPOSITORY / "packaging" / "debian" / "control"
+# Debian's names for what setup.cfg asks for.
+DEBIAN: Final = {"attrs": "python3-attr", "cattrs": "python3-cattr"}
 
 
 def required() -> list[Requirement]:
@@ -68,6 +71,24 @@ def test_the_manual_names_the_licence_of_each() -> None:
     told = {row.split("``")[1]: row.split("``")[2] for row in rows if "``" in row}
     assert set(told) == set(locked())
     assert all(licence.strip() for licence in told.values())
+
+
+def test_debian_asks_for_the_same() -> None:
+    """The Debian package depends on what setup.cfg requires, in the same versions."""
+    depends = CONTROL.read_text().split("\nDepends:", 1)[1].split("\nRecommends:")[0]
+    found = dict(re.findall(r"(python3-[a-z]+) \(>= ([0-9.]+)\)", depends))
+    assert found == {
+        DEBIAN.get(each.name, f"python3-{each.name}"): next(
+            iter(each.specifier)
+        ).version
+        for each in required()
+    }
+
+
+def test_debian_has_this_version() -> None:
+    """The newest entry of Debian's changelog is of the version that is built."""
+    changelog = (REPOSITORY / "packaging" / "debian" / "changelog").read_text()
+    assert changelog.startswith(f"volplugin ({__version__}) ")
 
 
 def shown(text: str, folder: Path) -> list[str]:

@@ -101,6 +101,7 @@ def test_the_sdist_has_what_packages_are_made_of(built: Built) -> None:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {
         *("LICENSE", "README.rst", "CHANGES.rst", "docs/packages.rst", "setup.cfg"),
+        *("packaging/debian/control", "packaging/debian/rules", "packaging/deb"),
         *("packaging/requirements.lock", "packaging/volplugin.toml"),
     } <= names
 
