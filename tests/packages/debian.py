@@ -14,6 +14,7 @@ from typing import Final
 
 import attrs
 from support.client import Client
+from support.connections import Connector
 from support.plugin import REPOSITORY, plugin_environment
 from support.require import require, require_root
 
@@ -92,8 +93,13 @@ class Debian:
                 stderr=subprocess.STDOUT,
                 env={"PATH": _PATH},
             )
+        # Of its mount namespace, as an engine is: elsewhere its mounts are not seen.
+        enter = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--"]
+        connector = Connector(enter)
         try:
-            client = Client(Path(f"/proc/{process.pid}/root{SOCKET}"))
+            client = Client(
+                Path(f"/proc/{process.pid}/root{SOCKET}"), connector=connector
+            )
             end = time.monotonic() + 20
             while True:
                 try:
@@ -106,6 +112,7 @@ class Debian:
                     time.sleep(0.05)
             yield client
         finally:
+            connector.close()
             process.terminate()
             status = process.wait(30)
         assert status == 0, log.read_text()
