@@ -30,8 +30,10 @@ LOCK := packaging/requirements.lock
 ARGS ?=
 PYTEST_ARGS ?=
 TESTS ?= tests
-# What depends on a library's version; the engines and the crashes need no second run.
-TESTS_DEBIAN ?= tests/unit tests/contract tests/protocol
+# What depends on a library's version (records, attributes, LevelDB, HTTP); the kernel,
+# the engines and the crashes need no second run.
+TESTS_DEBIAN ?= tests/unit tests/protocol tests/contract/test_store_contract.py tests/contract/test_store_database.py \
+	tests/contract/test_drivers_conformance.py
 
 # $(call install,PACKAGES): install those that are not there. On a host with systemd,
 # docker.io starts its daemon, as it always does; no test or benchmark uses that one.
