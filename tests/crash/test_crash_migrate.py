@@ -216,6 +216,23 @@ def test_the_copying_ends_with_the_server(opened_world: World, way: str) -> None
     finish(opened_world)
 
 
+@pytest.mark.parametrize(
+    ("way", "point"), [("move", "intake.move"), ("copy", "intake.publish")]
+)
+def test_death_with_the_first_volume(opened_world: World, way: str, point: str) -> None:
+    """A server without another volume starts too: its store was not lost."""
+    plugin = opened_world.plugin
+    plugin.start()
+    plugin.client.remove("other")
+    plugin.kill()
+    die(opened_world, point)
+    plugin.start()
+    assert set(plugin.client.list()) == {"web"}
+    eventually(lambda: "create finished" in plugin.log, "the log tells")
+    plugin.client.create("other", {})
+    finish(opened_world)
+
+
 @pytest.mark.parametrize("way", ["move"])
 def test_recover_after_a_death(opened_world: World, way: str) -> None:
     """A store that is lost after the move is rebuilt with the volume."""
