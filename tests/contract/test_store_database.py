@@ -1,5 +1,6 @@
 """The LevelDB layer: schema and migrations, all or nothing, a reserve of space."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import plyvel
 import pytest
 
 from volplugin import failpoints
-from volplugin.errors import NoSpace, StoreCorrupt
-from volplugin.store.database import Database
+from volplugin.errors import NoSpace, StoreCorrupt, Unavailable
+from volplugin.store.database import Database, backup_of
 from volplugin.store.reserve import PIECE, SIZE, Reserve
 
 Pairs = Mapping[bytes, bytes]
@@ -72,12 +73,53 @@ def test_migrations(path: Path) -> None:
         assert content(path) == {b"schema": b"3", b"new/a": b"ONE"}
 
 
+def test_a_migrated_store_is_kept(path: Path) -> None:
+    """The store as it was lies beside the new one, and can take its place again."""
+    fill(path, {b"a": b"one", b"gone": b"two"})
+    old = content(path)
+    for _ in range(2):  # a second time over the copy of the first
+        database = Database(str(path), [shout, rename])
+        database.load()
+        database.close()
+        kept = Path(backup_of(str(path), 1))
+        assert content(kept) == old
+        assert {each.name for each in path.parent.iterdir()} == {path.name, kept.name}
+        shutil.rmtree(path)
+        kept.rename(path)
+    database = Database(str(path), [])
+    assert database.load() == {b"a": b"one", b"gone": b"two"}
+    database.close()
+
+
+def test_a_store_that_can_not_be_kept_is_not_migrated(path: Path) -> None:
+    """Without room for the copy the error says so, and nothing has changed."""
+    fill(path, {b"a": b"one"})
+    blocked = Path(f"{backup_of(str(path), 1)}.new")
+    blocked.write_text("in the way")
+    database = Database(str(path), [shout])
+    with pytest.raises(Unavailable, match=r"is not migrated, as its copy .*schema-1"):
+        database.load()
+    database.close()
+    assert content(path) == {b"schema": b"1", b"a": b"one"}
+    blocked.unlink()
+    failpoints.arm("store.write=error:28*1")
+    database = Database(str(path), [shout])
+    with pytest.raises(NoSpace, match="full disk"):
+        database.load()
+    database.close()
+    assert content(path) == {b"schema": b"1", b"a": b"one"}
+
+
 @pytest.mark.parametrize("point", ["store.write", "store.sync"])
 def test_failed_migration(path: Path, point: str) -> None:
     """A migration that can't be written leaves the old schema or the new, whole."""
+
+    def last(pairs: Pairs) -> Pairs:
+        failpoints.arm(f"{point}=error:28*1")  # the copy was written by then
+        return rename(pairs)
+
     fill(path, {b"a": b"one", b"gone": b"two"})
-    failpoints.arm(f"{point}=error:28*1")
-    database = Database(str(path), [shout, rename])
+    database = Database(str(path), [shout, last])
     with pytest.raises(NoSpace):
         database.load()
     database.close()
@@ -111,7 +153,13 @@ def test_newer_schema(path: Path) -> None:
     database.close()
     before = content(path)
     database = Database(str(path), [shout])
-    with pytest.raises(StoreCorrupt, match=r"has schema 3, .* knows 1 to 2"):
+    with pytest.raises(StoreCorrupt, match=r"has schema 3, .* knows 1 to 2") as caught:
+        database.load()
+    database.close()
+    assert content(path) == before
+    assert "schema-" not in str(caught.value)  # there is none of schema 2
+    database = Database(str(path))
+    with pytest.raises(StoreCorrupt, match=r"or put .*database\.schema-1 in its place"):
         database.load()
     database.close()
     assert content(path) == before

@@ -6,6 +6,7 @@ The only module that imports plyvel. All calls block and belong to one thread at
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -75,7 +76,9 @@ class Database:
     def load(self) -> dict[bytes, bytes]:
         """Read every pair with checksums verified, migrated to the current schema.
 
-        Raise `StoreCorrupt` for damage and for a schema that is newer than this code.
+        What is migrated is kept as it was (see `backup_of`). Raise `StoreCorrupt` for
+        damage and for a schema that is newer than this code, `NoSpace` or `Unavailable`
+        where it can't be kept, or written; the store is then as it was.
         """
         db = self._db or self._with_reserve(self._open)
         try:
@@ -98,11 +101,22 @@ class Database:
             raise StoreCorrupt(
                 f"the store {self.path} has schema {version}, this volplugin knows "
                 f"1 to {current}: run the version that wrote it"
+                f"{self._way_back(current)}"
             )
         self._reserve.keep()
         return self._migrate(pairs, version) if version < current else pairs
 
+    def _way_back(self, schema: int) -> str:
+        kept = backup_of(self.path, schema)
+        if not os.path.isdir(kept):
+            return ""
+        return (
+            f", or put {kept} in its place, which is how it was before: volumes made "
+            f"since are taken over from disk"
+        )
+
     def _migrate(self, pairs: dict[bytes, bytes], version: int) -> dict[bytes, bytes]:
+        self._back_up(pairs, version)
         migrated: Mapping[bytes, bytes] = pairs
         for migration in self._migrations[version - 1 :]:
             migrated = migration(migrated)
@@ -111,6 +125,29 @@ class Database:
         writes.append((SCHEMA_KEY, b"%d" % (len(self._migrations) + 1)))
         self.write(writes, sync=True)  # one batch: the old schema or the new one
         return dict(migrated)
+
+    def _back_up(self, pairs: Mapping[bytes, bytes], version: int) -> None:
+        """Write what is about to be migrated into a store of its own, whole or not."""
+        kept = backup_of(self.path, version)
+        fresh = kept + UNFINISHED
+        try:
+            # One that is there is of an earlier try, or of an earlier way back.
+            shutil.rmtree(fresh, ignore_errors=True)
+            copy = Database(fresh, self._migrations[: version - 1])
+            try:
+                copy.load()
+                copy.write(pairs.items(), sync=True)
+            finally:
+                copy.close()
+            shutil.rmtree(kept, ignore_errors=True)
+            os.rename(fresh, kept)
+        except (OSError, VolpluginError) as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            kind = NoSpace if isinstance(error, NoSpace) else Unavailable
+            raise kind(
+                f"the store {self.path} has schema {version} and is not migrated, as "
+                f"its copy {kept} can't be written: {error}"
+            ) from error
 
     def write(self, writes: Iterable[Write], *, sync: bool) -> None:
         """Write all pairs in one atomic batch, on disk at return if ``sync``.
@@ -159,6 +196,11 @@ class Database:
         return StoreCorrupt(
             f"the store {self.path} is corrupt: {text}{culprit}. {REMEDY}"
         )
+
+
+def backup_of(path: str, schema: int) -> str:
+    """Return where the store ``path`` is kept as it was in ``schema``."""
+    return f"{path}.schema-{schema}"
 
 
 REMEDY: Final = (
