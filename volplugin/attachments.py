@@ -8,15 +8,17 @@ that leaves the write with the kernel.
 import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 
 import attrs
 
-from volplugin import accounting
+from volplugin import accounting, propagated
 from volplugin.catalog import Catalog
 from volplugin.drivers.driver import ServedByOthers
 from volplugin.errors import InUse, Unsupported
 from volplugin.failpoints import hit
 from volplugin.host import mountinfo, namespaces, processes
+from volplugin.host.mountinfo import Mount
 from volplugin.host.namespaces import Process
 from volplugin.logs import log
 from volplugin.model import Client, Holder, Mounts, Volume
@@ -31,6 +33,7 @@ class Attachments:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._kept: set[str] = set()  # volumes that `release` has told of
+        self.torn: set[str] = set()  # names of those to be mounted for the host again
         self.server_id = uuid.uuid4().hex
 
     async def attach(self, volume: Volume, claimed: Mounts, holder_id: str) -> None:
@@ -46,7 +49,7 @@ class Attachments:
         await self._write(volume, intent)
         hit("core.attach.intent")
         try:
-            await backend.run(backend.driver.attach, spec)
+            await backend.run(backend.attach, spec)
             hit("core.attach.driver")
             await self._write(volume, accounting.confirm(intent, holder_id))
         except BaseException:
@@ -93,7 +96,7 @@ class Attachments:
         no mount for a container that lives on. `VolumeManager.sweep` looks again.
         """
         backend = self._catalog.backend(volume)
-        if not backend.driver.attaches(volume) and not mounts.holders:
+        if not backend.attaches(volume) and not mounts.holders:
             mounts = attrs.evolve(mounts, attached=False)
         if mounts != self._catalog.mounts(volume.name):
             await self._write(volume, mounts)
@@ -113,7 +116,7 @@ class Attachments:
             self._kept.add(volume.id)
             return
         self._kept.discard(volume.id)
-        await backend.run(backend.driver.detach, self._catalog.spec(volume))
+        await backend.run(backend.detach, self._catalog.spec(volume))
         hit("core.detach.driver")
         await self._write(volume, attrs.evolve(mounts, attached=False))
         hit("core.detach.commit")
@@ -152,6 +155,15 @@ class Attachments:
             await self.release_quietly(volume, mounts)
         else:
             await self._write(volume, mounts)
+
+    async def restore(self, volume: Volume) -> None:
+        """Attach a held volume again whose mounts the engine has taken down."""
+        backend = self._catalog.backend(volume)
+        mounts = attrs.evolve(self._catalog.mounts(volume.name), attached=True)
+        await self._write(volume, mounts)
+        await backend.run(backend.attach, self._catalog.spec(volume))
+        self.torn.discard(volume.name)
+        log(logger, logging.INFO, "mounted again", volume=volume.name)
 
     async def without_left_behind(
         self, volume: Volume, mounts: Mounts, program: str = ""
@@ -270,14 +282,32 @@ class Attachments:
         """Return processes whose own mount namespace has the volume in it."""
 
         def look() -> list[Process]:
-            table = mountinfo.read()
-            where = mountinfo.inside(volume.mountpoint, table)
-            mount = mountinfo.at(volume.mountpoint, table)
-            place = None if mount is None else mountinfo.place_of(mount, table)
-            users = [] if where is None else namespaces.holders(*where, place)
+            users = self._users(volume, mountinfo.read())
             return self._besides_servers(volume, users) if users else users
 
         return await asyncio.to_thread(look)
+
+    def _users(self, volume: Volume, table: Sequence[Mount]) -> list[Process]:
+        backends = self._catalog.backends
+        backend = backends.get(volume.backend)
+        if (
+            backends.tree is not None
+            and backend is not None
+            and backend.driver.attaches(volume)
+            and not backend.driver.is_attached(volume, table)
+        ):
+            # The engine has taken all of our mounts down, not those of containers.
+            is_of = propagated.identity(volume, backend.driver)
+            return [process for process, _ in namespaces.showing(is_of)]
+        where = mountinfo.inside(volume.mountpoint, table)
+        if where is None:
+            return []
+        ours = [
+            mountinfo.at(path, table)
+            for path in {volume.mountpoint, backends.path(volume)}
+        ]
+        places = [mountinfo.place_of(mount, table) for mount in ours if mount]
+        return namespaces.holders(*where, [place for place in places if place])
 
     def _besides_servers(self, volume: Volume, users: list[Process]) -> list[Process]:
         """Leave out who serves the volume from a container of its own."""

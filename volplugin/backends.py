@@ -5,7 +5,7 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Final, ParamSpec, TypeVar
@@ -15,8 +15,11 @@ from volplugin.config import Config
 from volplugin.doors import ANY_DOOR, Door
 from volplugin.drivers.driver import Driver, Lanes, Purges, Shares, Spec
 from volplugin.errors import InvalidArgument, VolpluginError, from_os_error
+from volplugin.host.mountinfo import Mount
 from volplugin.logs import log
+from volplugin.model import Volume
 from volplugin.options import nearest, parse_settings
+from volplugin.propagated import Tree
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,9 +38,11 @@ class Backend:
         name: str,
         driver: Driver,
         settings: Mapping[str, object] = MappingProxyType({}),
+        tree: Tree | None = None,
     ) -> None:
         self.name = name
         self.driver = driver
+        self.tree = tree  # through which a managed plugin's volumes reach the host
         self.settings = settings  # as they were configured; the driver has them parsed
         self._lanes: dict[str, ThreadPoolExecutor] = {}
         self._stop = threading.Event()
@@ -48,6 +53,41 @@ class Backend:
         self._retiring: set[asyncio.Task[None]] = set()
         self._retired: list[Shares] = []  # drivers replaced that are not closed yet
         self._running: set[asyncio.Future[Any]] = set()
+
+    # What `Driver` has of the same names, and the host's mount where there is one. The
+    # first two block: they are for `run`.
+
+    def attach(self, spec: Spec) -> None:
+        """Make the volume's bytes available, to engines too."""
+        driver = self.driver
+        driver.attach(spec)
+        if self.tree is not None:
+            self.tree.expose(spec.volume, driver)
+
+    def detach(self, spec: Spec) -> None:
+        """Take back `attach`, from engines first."""
+        driver = self.driver
+        if self.tree is not None:
+            self.tree.withdraw(spec.volume.name)
+        driver.detach(spec)
+
+    def attaches(self, volume: Volume) -> bool:
+        """Tell whether `attach` and `detach` change anything. No I/O."""
+        return self.tree is not None or self.driver.attaches(volume)
+
+    def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
+        """Tell whether there is anything to detach, by a mount table."""
+        if self.driver.is_attached(volume, table):
+            return True
+        return self.tree is not None and self.tree.shows(volume, self.driver, table)
+
+    def is_whole(self, volume: Volume, table: Sequence[Mount]) -> bool:
+        """Tell whether all of what `attach` does is done, by a mount table."""
+        if self.tree is not None and not self.tree.shows(volume, self.driver, table):
+            return False
+        return not self.driver.attaches(volume) or self.driver.is_attached(
+            volume, table
+        )
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking driver call in this backend's threads, or its party's.
@@ -199,8 +239,9 @@ class Backends:
     def __init__(self, config: Config) -> None:
         self._default = config.default_backend
         self.root = config.root
+        self.tree = None if config.propagated is None else Tree(config.propagated)
         self._by_name: dict[str, Backend] = {
-            name: Backend(name, driver, settings_of(config, name))
+            name: Backend(name, driver, settings_of(config, name), self.tree)
             for name, driver in build(config).items()
         }
 
@@ -253,6 +294,16 @@ class Backends:
         roots = [root for backend in self.all() for root in backend.driver.roots()]
         return [self.root, *roots]
 
+    def path(self, volume: Volume) -> str:
+        """Return the path of a volume that is mounted, as engines get it."""
+        return volume.mountpoint if self.tree is None else self.tree.path(volume.name)
+
+    def path_on_host(self, volume: Volume) -> str:
+        """Return the path of a volume that is mounted, as people are told it."""
+        if self.tree is None:
+            return volume.mountpoint
+        return self.tree.path_on_host(volume.name)
+
     async def reconfigure(self, config: Config) -> None:
         """Take over settings, new backends and the default of a new configuration.
 
@@ -263,6 +314,8 @@ class Backends:
         faults = []
         if config.root != self.root:
             faults.append(f"root: {self.root} to {config.root} needs a restart")
+        if config.propagated != (self.tree and self.tree.root):
+            faults.append("propagated: a change needs a restart")
         for name, backend in self._by_name.items():
             if name not in built:
                 faults.append(f"backend.{name}: taking it away needs a restart")
@@ -282,7 +335,7 @@ class Backends:
             if name in self._by_name:
                 self._by_name[name].replace(driver, settings)
             else:
-                self._by_name[name] = Backend(name, driver, settings)
+                self._by_name[name] = Backend(name, driver, settings, self.tree)
                 self._by_name[name].start_purge()
         self._default = config.default_backend
 

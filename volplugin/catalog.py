@@ -68,8 +68,8 @@ class Catalog:
         status["driver"] = volume.driver
         status["backend"] = volume.backend
         try:
-            driver = self.backend(volume).driver
-            attaches = driver.attaches(volume)
+            backend = self.backend(volume)
+            driver, attaches = backend.driver, backend.attaches(volume)
             attached = mounts.attached or not attaches
             parsed = self.spec(volume).options
             status.update(driver.status(volume, parsed, attached=attached))

@@ -40,6 +40,7 @@ SCALARS: Final = (
     "usage-interval",
     "usage-marks",
     "follow-interval",
+    "propagated",
     "record",
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")

@@ -26,6 +26,9 @@ from volplugin.parsers import quote
 DEFAULT_SOCKET: Final = "/run/docker/plugins/volplugin.sock"
 DEFAULT_ADMIN_SOCKET: Final = "/run/volplugin/admin.sock"
 
+MANAGED_DRAIN: Final = 8.0
+"""Seconds: dockerd kills a managed plugin 10 s after it has asked it to end."""
+
 _LONGEST_SOCKET: Final = 107  # bytes: unix(7)'s sun_path has 108, with the final NUL
 _PERCENT: Final = re.compile(r"[1-9][0-9]?|100")
 _ACCOUNT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
@@ -133,6 +136,12 @@ class Timeouts:
     podman: float = option(
         help="for podman's calls", parse=seconds, default=4.5, unit="seconds"
     )
+    managed: float = option(
+        help="for every call to a managed plugin; its engine waits 30 s",
+        parse=seconds,
+        default=28.0,
+        unit="seconds",
+    )
     drain: float = option(
         help="at shutdown, for calls that run",
         parse=seconds,
@@ -198,6 +207,13 @@ class Config:
         default=(80, 95),
         unit="percent",
     )
+    propagated: str | None = option(
+        help="a managed plugin's directory that its host sees: volumes are mounted "
+        "there for engines",
+        parse=absolute_path,
+        default=None,
+        unit="path",
+    )
     record: str | None = option(
         help="file that all calls of engines are recorded in, with their answers",
         parse=absolute_path,
@@ -207,3 +223,18 @@ class Config:
     sockets: tuple[SocketConfig, ...] = (SocketConfig(),)
     timeouts: Timeouts = Timeouts()
     backends: Mapping[str, BackendConfig] = attrs.field(factory=dict)
+
+    @property
+    def limits(self) -> Timeouts:
+        """The ``timeouts`` in force: a managed plugin's calls have one limit more."""
+        given = self.timeouts
+        if self.propagated is None:
+            return given
+        return attrs.evolve(
+            given,
+            create=min(given.create, given.managed),
+            mount=min(given.mount, given.managed),
+            other=min(given.other, given.managed),
+            podman=min(given.podman, given.managed),
+            drain=min(given.drain, MANAGED_DRAIN),
+        )

@@ -179,6 +179,7 @@ class Core:
         await self._store.commit(DropVolume(volume.name))
         hit("core.remove.commit")
         self.catalog.forget(volume)
+        self.attachments.torn.discard(volume.name)
         self.catalog.backend(volume).purge_soon()
 
     async def settle_unfinished(self, volume: Volume) -> None:
@@ -224,8 +225,12 @@ class Core:
         volume = self._store.volumes[name]
         known = self.catalog.mounts(name)
         mounts = await self.attachments.without_left_behind(volume, known)
+        if not mounts.holders:
+            self.attachments.torn.discard(name)
         if mounts != known or (mounts.attached and not mounts.holders):
             await self.attachments.release(volume, mounts)
+        elif name in self.attachments.torn:
+            await self.attachments.restore(volume)
 
     def unsettled(self) -> list[str]:
         """Name the volumes that `VolumeManager.sweep` should look at again."""
@@ -234,4 +239,5 @@ class Core:
             for volume in self._store.volumes.values()
             if volume.state is not State.READY or volume.pending
         ]
-        return names + self.attachments.doubtful()
+        names += self.attachments.doubtful()
+        return list(dict.fromkeys([*names, *self.attachments.torn]))

@@ -17,6 +17,7 @@ from volplugin.drivers.directories import overlap
 from volplugin.drivers.driver import Clones, Plan, TakesIn
 from volplugin.errors import AlreadyExists, InvalidArgument
 from volplugin.failpoints import hit
+from volplugin.host import surroundings
 from volplugin.logs import log
 from volplugin.model import State, Volume
 from volplugin.options import nearest
@@ -111,6 +112,11 @@ class Creator:
         # Two creates may choose one directory: look and write with none in between.
         async with self._choosing:
             path = plan.mountpoint
+            if self._backends.tree is not None:
+                try:
+                    surroundings.require_kept(path)
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"mount={error}") from error
             reserved = overlap(path, self._backends.reserved())
             if reserved is not None:
                 raise InvalidArgument(

@@ -52,14 +52,26 @@ class VolumeManager:
     # Reads
 
     def get(self, name: str, door: Door = ANY_DOOR) -> tuple[Volume, dict[str, Any]]:
-        """Return the volume and its Status; raise `NotFound`."""
+        """Return the volume and its Status; raise `NotFound`.
+
+        Its mountpoint is the host's: dockerd shows it as it is, also a managed
+        plugin's, whose answers to the other calls it puts below that plugin's folder.
+        """
         require_name(name)
-        volume = self._core.catalog.get(name, door)
-        return volume, self._core.catalog.status(volume)
+        catalog = self._core.catalog
+        volume = catalog.get(name, door)
+        shown = catalog.backends.path_on_host(volume)
+        return attrs.evolve(volume, mountpoint=shown), catalog.status(volume)
 
     def volumes(self, door: Door = ANY_DOOR) -> list[Volume]:
-        """Return all volumes that ``door`` shows."""
-        return self._core.catalog.volumes(door)
+        """Return all volumes that ``door`` shows, with the paths that engines get."""
+        catalog = self._core.catalog
+        if catalog.backends.tree is None:
+            return catalog.volumes(door)
+        return [
+            attrs.evolve(volume, mountpoint=catalog.backends.path(volume))
+            for volume in catalog.volumes(door)
+        ]
 
     @property
     def generation(self) -> int:
@@ -69,7 +81,7 @@ class VolumeManager:
     def path(self, name: str, door: Door = ANY_DOOR) -> str:
         """Return where the volume is once it is mounted; raise `NotFound`."""
         require_name(name)
-        return self._core.catalog.get(name, door).mountpoint
+        return self._core.catalog.backends.path(self._core.catalog.get(name, door))
 
     # Changes
 
@@ -156,7 +168,7 @@ class VolumeManager:
             await attachments.take_back(volume, before)
             raise
         if caller.is_waiting():
-            return volume.mountpoint
+            return self._core.catalog.backends.path(volume)
         log(
             logger,
             logging.WARNING,

@@ -44,6 +44,7 @@ async def recover(core: Core) -> None:
     store = core.catalog.store
     for backend in core.catalog.backends.all():
         await backend.run(backend.driver.open)
+    await _take_mounts_back(core)
     for volume in list(store.volumes.values()):
         if _needs_others(core, volume):
             continue
@@ -52,14 +53,39 @@ async def recover(core: Core) -> None:
     await _take_over_unknown(core)
     for backend in core.catalog.backends.all():
         await _verify(core, backend)
+    table = mountinfo.read()
     mounted: dict[str, list[mountinfo.Mount]] = {}
-    for mount in mountinfo.read():
+    for mount in table:
         mounted.setdefault(mount.mountpoint, []).append(mount)
     for volume in list(store.volumes.values()):
         if volume.state is State.READY:
-            await _check_mounts(core, volume, mounted.get(volume.mountpoint, []))
+            own = mounted.get(volume.mountpoint, [])
+            # Where a volume is a directory, its file system counts as well.
+            shown = mounted.get(core.catalog.backends.path(volume)) not in (None, own)
+            await _check_mounts(core, volume, table if shown else own)
     for backend in core.catalog.backends.all():
         backend.start_purge()
+
+
+async def _take_mounts_back(core: Core) -> None:
+    """Have each driver see the mounts that a dead plugin has left to the host."""
+    tree = core.catalog.backends.tree
+    if tree is None:
+        return
+    for volume in core.catalog.store.volumes.values():
+        backend = core.catalog.backends.get(volume.backend)
+        if backend is None or volume.state is State.CREATING:
+            continue
+        try:
+            await backend.run(tree.take_back, volume, backend.driver)
+        except VolpluginError as error:
+            log(
+                logger,
+                logging.ERROR,
+                "its mount can't be used again",
+                volume=volume.name,
+                error=str(error),
+            )
 
 
 def _needs_others(core: Core, volume: Volume) -> bool:
@@ -138,6 +164,16 @@ async def _settle_unfinished(core: Core, volume: Volume) -> None:
         )
 
 
+def _tell_of_lost_mount(core: Core, volume: Volume) -> None:
+    path = core.catalog.backends.path(volume)
+    event = "its mount has gone; the next container gets a new one"
+    if core.catalog.backends.tree is not None:
+        # The engine has taken it down, and believes that it holds it.
+        core.attachments.torn.add(volume.name)
+        event = "its mount has gone, to be mounted again"
+    log(logger, logging.WARNING, event, volume=volume.name, path=path)
+
+
 async def _check_mounts(
     core: Core, volume: Volume, table: list[mountinfo.Mount]
 ) -> None:
@@ -148,16 +184,10 @@ async def _check_mounts(
     else:
         checked = accounting.drop_pending(mounts)
     backend = core.catalog.backends.get(volume.backend)
-    if backend is not None and backend.driver.attaches(volume):
-        found = backend.driver.is_attached(volume, table)
-        if mounts.attached and checked.holders and not found:
-            log(
-                logger,
-                logging.WARNING,
-                "its mount has gone; the next container gets a new one",
-                volume=volume.name,
-                path=volume.mountpoint,
-            )
+    if backend is not None and backend.attaches(volume):
+        found = backend.is_attached(volume, table)
+        if mounts.attached and checked.holders and not backend.is_whole(volume, table):
+            _tell_of_lost_mount(core, volume)
         # Short of its mount, an attach may have a hold or a device: detach lets go.
         begun = checked.attached and _needs_others(core, volume)
         checked = attrs.evolve(checked, attached=found or begun)

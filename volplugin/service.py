@@ -23,7 +23,7 @@ from volplugin.core import Core
 from volplugin.doors import ANY_DOOR, Door
 from volplugin.errors import VolpluginError
 from volplugin.following import Followers
-from volplugin.host import lockfile, paths, processes
+from volplugin.host import lockfile, paths, processes, surroundings
 from volplugin.logs import Writer, log
 from volplugin.manager import VolumeManager
 from volplugin.migrating import Migrations
@@ -146,7 +146,7 @@ class _Service:
         self._catalog = Catalog(store, self._backends, processes.boot_id())
         self._core = Core(self._catalog, Attachments(self._catalog))
         changes = Changes()
-        self._manager = VolumeManager(self._core, changes, config.timeouts)
+        self._manager = VolumeManager(self._core, changes, config.limits)
         self._server = Server(self._manager, _doors(config), recorder)
         self._admin = admin.AdminServer(
             Operations(self._core, changes), Migrations(self._core, changes)
@@ -164,6 +164,7 @@ class _Service:
         loop.add_signal_handler(signal.SIGHUP, self._start_taking_over)
         listeners: list[Listener] = []
         try:
+            self._require_kept()
             self._bind(listeners)
             async with self._supervisor.starting("recovering"):
                 await recover(self._core)
@@ -188,6 +189,12 @@ class _Service:
         finally:
             stuck = await self._shut_down(listeners)
         return stuck
+
+    def _require_kept(self) -> None:
+        """Refuse to run a managed plugin whose volumes would go with it."""
+        if self._backends.tree is not None:
+            for place in self._backends.reserved():
+                surroundings.require_kept(place)
 
     def _bind(self, listeners: list[Listener]) -> None:
         """Bind all sockets and add them to ``listeners``; nobody can connect yet.
@@ -226,7 +233,7 @@ class _Service:
 
     async def _shut_down(self, listeners: list[Listener]) -> bool:
         log(logger, logging.INFO, "stopping")
-        limit = self._config.timeouts.drain
+        limit = self._config.limits.drain
         # The calls, then the changes that run on without a caller, then the backends.
         self._supervisor.stopping(2 * limit + _ENDING)
         answered = all(
@@ -273,7 +280,7 @@ class _Service:
                 log(logger, logging.ERROR, "configuration not reloaded", error=line)
             return False
         self._config = attrs.evolve(config, **kept, record=self._config.record)
-        self._manager.timeouts = config.timeouts
+        self._manager.timeouts = config.limits
         self._catalog.forget_parsed()
         self._writer.reconfigure(config.log_format, config.log_level)
         self._start_loops()

@@ -137,6 +137,8 @@ OF_CLUSTERS = ("cephfs.", "export.", "holding.", "krbd.", "nbd.", "rbd.", "regis
 OF_PLUGINS = ("plugin.",)
 # Points of what is taken over from others: see test_crash_migrate.
 OF_INTAKE = ("intake.",)
+# A managed plugin's: see test_crash_propagated.
+OF_MANAGED = ("propagated.",)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_every_point_is_killed_at() -> None:
     ours = {
         name
         for name in failpoints.NAMES
-        if not name.startswith(OF_CLUSTERS + OF_PLUGINS + OF_INTAKE)
+        if not name.startswith(OF_CLUSTERS + OF_PLUGINS + OF_INTAKE + OF_MANAGED)
     }
     assert {s.point for s in SCENARIOS} | set(RECOVER) == ours
 

@@ -834,6 +834,7 @@ create = 110.0
 mount = 110.0
 other = 50.0
 podman = 4.5
+managed = 28.0
 drain = 30.0
 
 [socket.1]
@@ -864,3 +865,20 @@ def test_only_what_a_file_can_hold_is_printed() -> None:
     """A value that came from no file is a bug, not a guess."""
     with pytest.raises(TypeError):
         toml.line("key", object())
+
+
+def test_a_managed_plugin_answers_before_its_engine_gives_up(loaded: Load) -> None:
+    """With ``propagated`` no call, and no shutdown, takes longer than dockerd waits."""
+    plain = loaded("[timeouts]\nother = 5")
+    assert plain.limits == plain.timeouts
+    managed = loaded("[timeouts]\nother = 5", propagated="/volumes")
+    assert managed.timeouts == plain.timeouts
+    assert managed.limits == Timeouts(
+        create=28, mount=28, other=5, podman=4.5, managed=28, drain=8
+    )
+    shorter = loaded(
+        "propagated = '/volumes'\n[timeouts]\nmanaged = 3\ndrain = 0.5"
+    ).limits
+    assert shorter == Timeouts(
+        create=3, mount=3, other=3, podman=3, managed=3, drain=0.5
+    )

@@ -202,7 +202,7 @@ class Mounts:
         if mount is None:
             return False
         place = mountinfo.place_of(mount, table)
-        users = namespaces.holders(mount.device, mount.root, place)
+        users = namespaces.holders(mount.device, mount.root, [place] if place else [])
         if users:
             named = ", ".join(f"pid {user.pid} ({user.program})" for user in users)
             raise Unavailable(

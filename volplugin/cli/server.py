@@ -24,6 +24,11 @@ from volplugin.redaction import WORDS
     f"{', '.join(WORDS[:-1])} or {WORDS[-1]}. Read FILE before you show it to others: "
     "it names volumes and directories.",
 )
+@click.option(
+    "--propagated",
+    metavar="DIR",
+    help="Mount volumes below DIR for engines: a managed plugin's propagatedMount.",
+)
 def serve(**flags: Any) -> None:
     """Answer engines on the plugin sockets until SIGTERM.
 

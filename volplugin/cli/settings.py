@@ -71,6 +71,7 @@ def read(flags: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Conf
         "sockets": flags.get("sockets") or None,
         "admin-socket": flags["admin_socket"],
         "log-format": flags.get("log_format"),
+        "propagated": flags.get("propagated"),
         "record": flags.get("record"),
         "log-level": "debug"
         if flags.get("verbose")

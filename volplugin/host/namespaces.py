@@ -1,8 +1,9 @@
 """Mount namespaces: which containers hold a file system, and who sees a mount."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from typing import Final
 
@@ -10,6 +11,7 @@ import attrs
 
 from volplugin.errors import Unavailable, from_os_error
 from volplugin.host import mountinfo
+from volplugin.host.mountinfo import Mount
 
 # A process that has ended: no entry, no task, and for a zombie's mount table EINVAL.
 _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.EINVAL})
@@ -24,35 +26,54 @@ class Process:
 
 
 def holders(
-    device: str, root: str, place: tuple[str, str] | None = None
+    device: str, root: str, places: Collection[tuple[str, str]] = ()
 ) -> list[Process]:
     """Return one process for each container that has a piece of a file system mounted.
 
     The piece is what lies at or below ``root`` inside the file system ``device`` (as
     `mountinfo.inside` returns them); ``/`` is all of it. A container is a mount
-    namespace other than ours whose root directory is not ours either. Namespaces with
-    our root directory belong to services of the host (systemd's ``PrivateTmp=`` and the
-    like): they have copies of the host's mounts and lose them when we unmount, by
-    propagation, so they are left out.
+    namespace other than ours whose root directory is not ours either, nor that of
+    process 1: where we are in a container ourselves, that one is the host's.
+    Namespaces with such a root directory belong to services of the host (systemd's
+    ``PrivateTmp=`` and the like): they have copies of the host's mounts and lose them
+    when we unmount, by propagation, so they are left out.
 
-    ``place`` is the directory that the file system is mounted on here, as
-    `mountinfo.inside` returns it. A mount on that same directory is a copy that came
-    along with the file system around it, as to a container that was given ``/`` of the
+    ``places`` are the directories that the file system is mounted on by us, as
+    `mountinfo.place_of` returns them. A mount on one of them is a copy that came along
+    with the file system around it, as to a container that was given ``/`` of the
     host to look at: it does not use the volume and is left out too.
 
     A namespace that no process lives in is not seen. Processes that end meanwhile are
     ignored. Raise `Unavailable` when a process's mounts may not be read: an answer
     without it could pull a volume from under a container.
     """
-    found: dict[str, Process] = {}
+
+    def has(mount: Mount, mounts: Sequence[Mount]) -> bool:
+        return (
+            mount.device == device
+            and mountinfo.is_within(mount.root, root)
+            and not (places and mountinfo.place_of(mount, mounts) in places)
+        )
+
+    return [process for process, _ in showing(has)]
+
+
+def showing(
+    has: Callable[[Mount, Sequence[Mount]], bool],
+) -> list[tuple[Process, Mount]]:
+    """Return one process, with the mount, for each container that ``has`` one.
+
+    ``has`` is asked for each mount of a container's table. Containers and errors as for
+    `holders`.
+    """
+    found: dict[str, tuple[Process, Mount]] = {}
     # A table shows what its process can reach: one that is in a chroot inside a
     # container sees less than the others, so each root directory is asked.
     for (namespace, _), pids in _foreign_groups().items():
-        if namespace in found:
-            continue
-        holder = _first_that_mounts(pids, device, root, place)
-        if holder is not None:
-            found[namespace] = holder
+        if namespace not in found:
+            found.update(
+                (namespace, holder) for holder in _first_that_mounts(pids, has)
+            )
     return list(found.values())
 
 
@@ -121,7 +142,7 @@ def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
     # Processes by mount namespace and root directory, without ours; pids ascending.
     try:
         own_namespace = os.readlink("/proc/self/ns/mnt")
-        own_root = _root_of("self")
+        roots = _roots_of_the_host()
         pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
     except OSError as error:
         raise from_os_error(error, "list the processes") from error
@@ -141,9 +162,16 @@ def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
             if error.errno in _GONE:
                 continue
             raise _cannot_look(error, pid) from error
-        if root != own_root:
+        if root not in roots:
             groups.setdefault((namespace, root), []).append(pid)
     return groups
+
+
+def _roots_of_the_host() -> set[tuple[int, int]]:
+    roots = {_root_of("self")}
+    with contextlib.suppress(PermissionError):  # then it is ours to look at nobody's
+        roots.add(_root_of(1))
+    return roots
 
 
 def _shares_our_view(pid: int) -> bool:
@@ -174,8 +202,8 @@ def _root_of(pid: int | str) -> tuple[int, int]:
 
 
 def _first_that_mounts(
-    pids: list[int], device: str, root: str, place: tuple[str, str] | None
-) -> Process | None:
+    pids: list[int], has: Callable[[Mount, Sequence[Mount]], bool]
+) -> Iterator[tuple[Process, Mount]]:
     # Any process of the group will do; the next ones are for when the first has ended.
     for pid in pids:
         try:
@@ -184,15 +212,11 @@ def _first_that_mounts(
             if error.errno in _GONE:
                 continue
             raise _cannot_look(error, pid) from error
-        if any(
-            mount.device == device
-            and mountinfo.is_within(mount.root, root)
-            and (place is None or mountinfo.place_of(mount, mounts) != place)
-            for mount in mounts
-        ):
-            return Process(pid, _program(pid))
-        return None
-    return None
+        for mount in mounts:
+            if has(mount, mounts):
+                yield Process(pid, _program(pid)), mount
+                return
+        return
 
 
 def _program(pid: int) -> str:

@@ -1,0 +1,122 @@
+"""Volumes that reach the host out of a managed plugin.
+
+dockerd runs a managed plugin in a mount namespace of its own, with one directory that
+is shared: what is mounted below it is mounted on the host too, and nothing else is.
+So each volume that is attached is bound there, whatever its driver, and that is the
+path that engines get. (dockerd puts the host's path in the place of the plugin's.)
+
+Both mounts are of one file system. When the plugin's process dies, its namespace and
+with it the driver's own mount goes, and the bound one stays: the next server binds it
+back. When the engine takes the plugin down, all of them go, but for those that
+containers have.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from volplugin.drivers.driver import Driver
+from volplugin.errors import Unavailable
+from volplugin.failpoints import hit
+from volplugin.host import mountinfo, mounts, paths, surroundings
+from volplugin.host.mountinfo import Mount
+from volplugin.host.mounts import MountFlag
+from volplugin.model import Volume
+
+
+class Tree:
+    """The shared directory ``root``: a directory for each volume that is attached."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._on_host = surroundings.path_on_host(root) or root
+
+    def path(self, name: str) -> str:
+        """Return where engines find the volume ``name`` once it is mounted."""
+        return os.path.join(self.root, name)
+
+    def path_on_host(self, name: str) -> str:
+        """Return the same as the host sees it, or as we do where that can't be told."""
+        return os.path.join(self._on_host, name)
+
+    def shows(self, volume: Volume, driver: Driver, table: Sequence[Mount]) -> bool:
+        """Tell whether the volume, and nothing else, is mounted for the host."""
+        place = self.path(volume.name)
+        mount = mountinfo.at(place, table)
+        if mount is None:
+            return False
+        if driver.attaches(volume):
+            return driver.is_attached(attrs.evolve(volume, mountpoint=place), table)
+        return (mount.device, mount.root) == mountinfo.inside(volume.mountpoint, table)
+
+    def expose(self, volume: Volume, driver: Driver) -> None:
+        """Mount the attached volume for the host too. Idempotent.
+
+        Raise `Unavailable` when something else can't be got out of its way.
+        """
+        if self.shows(volume, driver, mountinfo.read()):
+            return
+        place = self.path(volume.name)
+        self.withdraw(volume.name)
+        # Nothing is written there while nothing is mounted. Not immutable, as other
+        # mountpoints are: `docker plugin rm` could not delete it.
+        paths.make_directory(place, 0)
+        hit("propagated.expose")
+        _bind(volume.mountpoint, place)
+        hit("propagated.exposed")
+        if not self.shows(volume, driver, mountinfo.read()):
+            raise Unavailable(f"{place}: the volume was mounted there and is not")
+
+    def withdraw(self, name: str) -> None:
+        """Take the volume from the host again. Idempotent.
+
+        Raise `InUse` while a process of the host has files open there.
+        """
+        place = self.path(name)
+        hit("propagated.withdraw")
+        while True:
+            table = mountinfo.read()
+            if mountinfo.at(place, table) is None:
+                break
+            for below in reversed(mountinfo.below(place, table)):
+                mounts.unmount(below.mountpoint)
+            mounts.unmount(place)
+        hit("propagated.withdrawn")
+        paths.remove_directory(place)
+
+    def take_back(self, volume: Volume, driver: Driver) -> None:
+        """Give a driver the mount back that its volume lost with a dead plugin.
+
+        Idempotent. Nothing happens for a volume that the host does not have either.
+        """
+        table = mountinfo.read()
+        if (
+            driver.attaches(volume)
+            and not driver.is_attached(volume, table)
+            and self.shows(volume, driver, table)
+        ):
+            hit("propagated.return")
+            _bind(self.path(volume.name), volume.mountpoint)
+
+
+def identity(
+    volume: Volume, driver: Driver
+) -> Callable[[Mount, Sequence[Mount]], bool]:
+    """Return what tells whether a mount, in any namespace, is of this volume.
+
+    For drivers that mount: a directory is told by its place in its file system.
+    """
+
+    def is_of(mount: Mount, table: Sequence[Mount]) -> bool:
+        there = attrs.evolve(volume, mountpoint=mount.mountpoint)
+        return driver.is_attached(there, table)
+
+    return is_of
+
+
+def _bind(source: str, target: str) -> None:
+    # With what a user has mounted in a directory of his, as dockerd itself binds it.
+    # The plugin gets the host's directories as slaves: else `withdraw` would unmount
+    # there what it unmounts here.
+    mounts.mount(source, target, "", flags=MountFlag.BIND | MountFlag.REC)
