@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from support.capabilities import CAP_SYS_RESOURCE, require_capability
 from support.commands import Container, run
@@ -107,6 +108,28 @@ def test_make(scratch: Path, mountpoint: str, kind: str) -> None:
     images.detach(image.path, mountpoint)
     assert is_free(image)
     assert sorted(os.listdir(scratch)) == ["1.img", "volume"]
+
+
+def test_an_image_that_was_attached_in_another_namespace(
+    scratch: Path, mountpoint: str
+) -> None:
+    """Where the mount that its path led over has gone, it is known by what is left."""
+    image = make(asked(scratch))
+    there = scratch / "there"
+    there.mkdir()
+    run("mount", "--bind", scratch, there)
+    seen = attrs.evolve(image, path=str(there / Path(image.path).name))
+    images.attach(seen, mountpoint)
+    run("umount", "--lazy", there)
+    device = mountinfo.at(mountpoint, mountinfo.read())
+    assert device is not None
+    assert loops.backing_file(device.device) == f"/{Path(image.path).name}"
+    assert is_mounted(image, mountpoint)
+    assert not images.is_mounted(f"{scratch}/2.img", mountpoint, mountinfo.read())
+    assert not images.is_mounted(f"{scratch}/11.img", mountpoint, mountinfo.read())
+    images.attach(image, mountpoint)  # nothing is mounted on top
+    images.detach(image.path, mountpoint)
+    assert is_free(image)
 
 
 def test_make_again(scratch: Path, mountpoint: str) -> None:

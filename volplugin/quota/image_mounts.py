@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -46,12 +47,16 @@ def is_mounted(path: str, mountpoint: str, table: Sequence[Mount]) -> bool:
     """Tell whether the image is what is mounted at ``mountpoint``. No I/O.
 
     ``path`` is as the kernel shows it, without symbolic links; the image may have been
-    deleted since.
+    deleted since. Of a server that ran in a mount namespace which has ended since, the
+    kernel knows no more than the end of the path.
     """
     found = mountinfo.at(mountpoint, table)
     if found is None or found.root != "/":
         return False
-    return loops.backing_file(found.device) in {path, f"{path} (deleted)"}
+    shown = (loops.backing_file(found.device) or "").removesuffix(" (deleted)")
+    return shown == path or (
+        path.endswith(shown) and os.path.basename(shown) == os.path.basename(path)
+    )
 
 
 def mount(image: Image, path: str, mountpoint: str) -> str:
