@@ -60,6 +60,8 @@ class Backend:
     def attach(self, spec: Spec) -> None:
         """Make the volume's bytes available, to engines too."""
         driver = self.driver
+        if self.tree is not None:
+            self.tree.fetch(spec.volume, driver)
         driver.attach(spec)
         if self.tree is not None:
             self.tree.expose(spec.volume, driver)

@@ -103,6 +103,7 @@ NAMES: Final = frozenset(
         "local.purge",
         "propagated.expose",
         "propagated.exposed",
+        "propagated.fetched",
         "propagated.return",
         "propagated.withdraw",
         "propagated.withdrawn",

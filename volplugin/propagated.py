@@ -8,7 +8,7 @@ path that engines get. (dockerd puts the host's path in the place of the plugin'
 Both mounts are of one file system. When the plugin's process dies, its namespace and
 with it the driver's own mount goes, and the bound one stays: the next server binds it
 back. When the engine takes the plugin down, all of them go, but for those that
-containers have.
+containers have: what is nowhere else is fetched from there.
 """
 
 import os
@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from volplugin.drivers.driver import Driver
+from volplugin.drivers.driver import Driver, Volatile
 from volplugin.errors import Unavailable
 from volplugin.failpoints import hit
-from volplugin.host import mountinfo, mounts, paths, surroundings
+from volplugin.host import foreign, mountinfo, mounts, namespaces, paths, surroundings
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
 from volplugin.model import Volume
@@ -84,6 +84,22 @@ class Tree:
             mounts.unmount(place)
         hit("propagated.withdrawn")
         paths.remove_directory(place)
+
+    def fetch(self, volume: Volume, driver: Driver) -> None:
+        """Get back from a container what it alone still has mounted.
+
+        Nothing happens for a volume that is attached, that its driver can attach again,
+        or that no container has.
+        """
+        if not isinstance(driver, Volatile) or not driver.is_volatile(volume):
+            return
+        if driver.is_attached(volume, mountinfo.read()):
+            return
+        for process, mount in namespaces.showing(identity(volume, driver)):
+            if mount.root == "/":
+                foreign.bring(process.pid, mount, volume.mountpoint)
+                hit("propagated.fetched")
+                return
 
     def take_back(self, volume: Volume, driver: Driver) -> None:
         """Give a driver the mount back that its volume lost with a dead plugin.

@@ -15,6 +15,8 @@ from typing import Final
 import pytest
 from rooms import ForkedPlugin, Room, opened
 from support.client import PluginError
+from support.commands import wait_for_program
+from support.require import require
 from support.wait import eventually
 
 from volplugin import failpoints
@@ -67,6 +69,30 @@ class World:
             return self.plugin.tmpfs / name
         return self.plugin.root / kind / "volumes" / name
 
+    @contextlib.contextmanager
+    def container(self, name: str, *, read_only: bool = False) -> Iterator[Path]:
+        """Run a container that has the volume; yield the volume as it sees it."""
+        root = self.plugin.folder / "container"
+        root.mkdir()
+        setup = f"""
+            set -e
+            mount -t tmpfs rootfs {root}
+            mkdir {root}/bin {root}/data
+            cp {require("busybox")} {root}/bin/busybox
+            mount --bind {self.out / name} {root}/data
+            {f"mount -o remount,bind,ro {root}/data" if read_only else ""}
+            exec chroot {root} /bin/busybox sleep 600
+        """
+        words = ("unshare", "--mount", "--propagation", "private", "sh", "-c", setup)
+        log = self.plugin.folder / "container.log"
+        process = self.host.start(*words, log=log)
+        try:
+            wait_for_program(process.pid, "busybox")
+            yield Path(f"/proc/{process.pid}/root/data")
+        finally:
+            process.kill()
+            process.wait(10)
+
     def tear(self, *paths: Path) -> None:
         """Unmount as an engine does, whoever uses it."""
         for path in paths:
@@ -96,7 +122,8 @@ def world(room: Room) -> Iterator[World]:
 def test_every_point_is_killed_at() -> None:
     """Each failpoint of `propagated` is the place of a death in a test here."""
     ours = {each for each in failpoints.NAMES if each.startswith("propagated.")}
-    assert {point for *_, point in STEPS} | {"propagated.return"} == ours
+    others = {"propagated.fetched", "propagated.return"}
+    assert {point for *_, point in STEPS} | others == ours
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -223,6 +250,61 @@ def test_what_the_engine_has_torn_down_is_told_and_mounted_again(
     assert client.get("v")["Status"]["attached"] is True
     assert str(world.out / "idle") not in world.mounts()
     client.unmount("v", "id")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_a_container_alone_has_is_fetched_from_it(
+    world: World, *, read_only: bool, dies: bool
+) -> None:
+    """A tmpfs whose mounts were all torn down is the container's, not a new one."""
+    plugin, client = world.plugin, world.client
+    client.create("v", OPTIONS["tmpfs"])
+    client.mount("v", "id")
+    world.file("v").write_text("kept")
+    with world.container("v", read_only=read_only) as seen:
+        plugin.kill()
+        world.tear(world.out / "v", world.own_mountpoint("tmpfs", "v"))
+        if dies:
+            plugin.start(failpoints="propagated.fetched=kill", wait=False)
+            assert plugin.wait() == KILLED
+        plugin.start()
+        eventually(lambda: str(world.out / "v") in world.mounts(), "it is mounted")
+        world.file("v").write_text("written")
+        assert (seen / "file").read_text() == "written"
+        (mount,) = [
+            each
+            for each in world.host.mounts()
+            if each.mountpoint == str(world.out / "v")
+        ]
+        assert {"rw", "nosuid", "nodev", "noexec"} <= mount.options
+        with pytest.raises(PluginError, match="in use"):
+            client.remove("v")
+    client.unmount("v", "id")
+    eventually(lambda: not world.mounts(), "it is unmounted")
+
+
+def test_what_a_container_alone_has_is_not_removed(world: World) -> None:
+    """Nobody holds the volume by a call and it is not mounted: it is in use."""
+    plugin, client = world.plugin, world.client
+    for kind in MOUNTING:
+        client.create("v", OPTIONS[kind])
+        client.mount("v", "id")
+        world.file("v").write_text("kept")
+        with world.container("v") as seen:
+            client.unmount("v", "id")
+            plugin.kill()
+            world.tear(world.out / "v", world.own_mountpoint(kind, "v"))
+            plugin.start()
+            with pytest.raises(PluginError, match=r"in use by a container: .*busybox"):
+                client.remove("v")
+            client.mount("v", "id")
+            assert world.file("v").read_text() == "kept"
+            world.file("v").write_text("written")
+            assert (seen / "file").read_text() == "written"
+        client.unmount("v", "id")
+        client.remove("v")
+        (plugin.folder / "container").rmdir()
 
 
 def test_what_an_earlier_volume_has_left_is_replaced(world: World) -> None:

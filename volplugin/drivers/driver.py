@@ -329,6 +329,14 @@ class TakesOver(Protocol):
 
 
 @runtime_checkable
+class Volatile(Protocol):
+    """A driver whose volumes are nowhere but in their mounts."""
+
+    def is_volatile(self, volume: Volume) -> bool:
+        """Tell whether the content ends with the last mount of it. No I/O."""
+
+
+@runtime_checkable
 class ServedByOthers(Protocol):
     """A driver whose file systems are served by processes that are not its own."""
 

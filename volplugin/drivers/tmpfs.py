@@ -185,6 +185,9 @@ class Tmpfs(Driver):
             and found.source == _source(volume)
         )
 
+    def is_volatile(self, volume: Volume) -> bool:
+        return True
+
     def status(
         self, volume: Volume, options: TmpfsOptions, *, attached: bool
     ) -> Mapping[str, Any]:

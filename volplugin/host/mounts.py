@@ -37,6 +37,7 @@ class MountFlag(IntFlag):
     NOSUID = 2
     NODEV = 4
     NOEXEC = 8
+    REMOUNT = 32
     BIND = 4096
     REC = 16384
 
@@ -63,6 +64,14 @@ def mount(
     finally:
         os.close(descriptor)
     raise _mount_error(error, doing, kind, data) from error
+
+
+def remount(target: str, *, flags: MountFlag) -> None:
+    """Give the mount on the directory ``target``, no other of its file system, flags.
+
+    It is writable without `MountFlag.RDONLY`. Idempotent; errors as for `mount`.
+    """
+    mount("", target, "", flags=MountFlag.REMOUNT | MountFlag.BIND | flags)
 
 
 def unmount(target: str) -> None:
