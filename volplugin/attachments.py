@@ -156,6 +156,34 @@ class Attachments:
         else:
             await self._write(volume, mounts)
 
+    def look_for_torn(self) -> None:
+        """Note held volumes whose mounts the engine has taken from a managed plugin.
+
+        It does so as it takes the plugin down, and may do so late.
+        """
+        backends = self._catalog.backends
+        if backends.tree is None:
+            return
+        mounted = {mount.mountpoint for mount in mountinfo.read()}
+        for name, mounts in self._catalog.store.mounts.items():
+            volume = self._catalog.find(name)
+            backend = None if volume is None else backends.get(volume.backend)
+            if volume is None or backend is None or name in self.torn:
+                continue
+            needed = {backends.path(volume)}
+            if backend.driver.attaches(volume):
+                needed.add(volume.mountpoint)
+            pending = any(holder.pending for holder in mounts.holders.values())
+            if mounts.holders and not pending and not needed <= mounted:
+                self.torn.add(name)
+                log(
+                    logger,
+                    logging.WARNING,
+                    "its mount has gone, to be mounted again",
+                    volume=name,
+                    path=backends.path(volume),
+                )
+
     async def restore(self, volume: Volume) -> None:
         """Attach a held volume again whose mounts the engine has taken down."""
         backend = self._catalog.backend(volume)

@@ -83,14 +83,6 @@ class Backend:
             return True
         return self.tree is not None and self.tree.shows(volume, self.driver, table)
 
-    def is_whole(self, volume: Volume, table: Sequence[Mount]) -> bool:
-        """Tell whether all of what `attach` does is done, by a mount table."""
-        if self.tree is not None and not self.tree.shows(volume, self.driver, table):
-            return False
-        return not self.driver.attaches(volume) or self.driver.is_attached(
-            volume, table
-        )
-
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking driver call in this backend's threads, or its party's.
 

@@ -239,5 +239,6 @@ class Core:
             for volume in self._store.volumes.values()
             if volume.state is not State.READY or volume.pending
         ]
+        self.attachments.look_for_torn()
         names += self.attachments.doubtful()
         return list(dict.fromkeys([*names, *self.attachments.torn]))

@@ -112,9 +112,10 @@ class Creator:
         # Two creates may choose one directory: look and write with none in between.
         async with self._choosing:
             path = plan.mountpoint
-            if self._backends.tree is not None:
+            tree = self._backends.tree
+            if tree is not None:
                 try:
-                    surroundings.require_kept(path)
+                    surroundings.require_kept(path, tree.root)
                 except InvalidArgument as error:
                     raise InvalidArgument(f"mount={error}") from error
             reserved = overlap(path, self._backends.reserved())

@@ -11,18 +11,22 @@ back. When the engine takes the plugin down, all of them go, but for those that
 containers have: what is nowhere else is fetched from there.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import attrs
 
 from volplugin.drivers.driver import Driver, Volatile
-from volplugin.errors import Unavailable
+from volplugin.errors import Unavailable, from_os_error
 from volplugin.failpoints import hit
 from volplugin.host import foreign, mountinfo, mounts, namespaces, paths, surroundings
 from volplugin.host.mountinfo import Mount
 from volplugin.host.mounts import MountFlag
 from volplugin.model import Volume
+
+_DATA: Final = ".data"  # no volume's name
 
 
 class Tree:
@@ -39,6 +43,32 @@ class Tree:
     def path_on_host(self, name: str) -> str:
         """Return the same as the host sees it, or as we do where that can't be told."""
         return os.path.join(self._on_host, name)
+
+    def require_same_data(self, root: str, *, is_empty: bool) -> None:
+        """Refuse an empty ``root`` where the plugin has had another one; note it.
+
+        `docker plugin upgrade` puts the source of each mount back to its default: all
+        volumes would seem lost, and dockerd forgets what it finds no more. The note is
+        in the shared directory, which lasts as long as the plugin is installed. Raise
+        `Unavailable`.
+        """
+        note = os.path.join(self.root, _DATA)
+        place = surroundings.path_on_host(root) or root
+        try:
+            with contextlib.suppress(FileNotFoundError), open(note) as file:
+                noted = file.read()
+                if noted != place and is_empty:
+                    raise Unavailable(
+                        f"the plugin's data was in {noted} of the host, and is in "
+                        f"{place} now, where there is none: an upgrade puts the "
+                        f"setting back; `docker plugin set PLUGIN data.source={noted}`"
+                        f", or `docker plugin rm` and install it to begin anew"
+                    )
+            with open(f"{note}.new", "w") as file:
+                file.write(place)
+            os.replace(f"{note}.new", note)
+        except OSError as error:
+            raise from_os_error(error, f"note where the data is in {note}") from error
 
     def shows(self, volume: Volume, driver: Driver, table: Sequence[Mount]) -> bool:
         """Tell whether the volume, and nothing else, is mounted for the host."""

@@ -164,16 +164,6 @@ async def _settle_unfinished(core: Core, volume: Volume) -> None:
         )
 
 
-def _tell_of_lost_mount(core: Core, volume: Volume) -> None:
-    path = core.catalog.backends.path(volume)
-    event = "its mount has gone; the next container gets a new one"
-    if core.catalog.backends.tree is not None:
-        # The engine has taken it down, and believes that it holds it.
-        core.attachments.torn.add(volume.name)
-        event = "its mount has gone, to be mounted again"
-    log(logger, logging.WARNING, event, volume=volume.name, path=path)
-
-
 async def _check_mounts(
     core: Core, volume: Volume, table: list[mountinfo.Mount]
 ) -> None:
@@ -186,8 +176,15 @@ async def _check_mounts(
     backend = core.catalog.backends.get(volume.backend)
     if backend is not None and backend.attaches(volume):
         found = backend.is_attached(volume, table)
-        if mounts.attached and checked.holders and not backend.is_whole(volume, table):
-            _tell_of_lost_mount(core, volume)
+        is_lost = mounts.attached and checked.holders and not found
+        if is_lost and core.catalog.backends.tree is None:  # else it is mounted again
+            log(
+                logger,
+                logging.WARNING,
+                "its mount has gone; the next container gets a new one",
+                volume=volume.name,
+                path=volume.mountpoint,
+            )
         # Short of its mount, an attach may have a hold or a device: detach lets go.
         begun = checked.attached and _needs_others(core, volume)
         checked = attrs.evolve(checked, attached=found or begun)

@@ -191,10 +191,13 @@ class _Service:
         return stuck
 
     def _require_kept(self) -> None:
-        """Refuse to run a managed plugin whose volumes would go with it."""
-        if self._backends.tree is not None:
+        """Refuse to run a managed plugin whose volumes would go with it, or have."""
+        tree = self._backends.tree
+        if tree is not None:
             for place in self._backends.reserved():
-                surroundings.require_kept(place)
+                surroundings.require_kept(place, tree.root)
+            root = os.path.realpath(self._config.root)
+            tree.require_same_data(root, is_empty=not self._store.volumes)
 
     def _bind(self, listeners: list[Listener]) -> None:
         """Bind all sockets and add them to ``listeners``; nobody can connect yet.

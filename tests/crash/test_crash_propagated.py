@@ -115,7 +115,7 @@ def world(room: Room) -> Iterator[World]:
     for name in world.client.list():
         world.client.remove(name)
     assert world.mounts() == []
-    assert os.listdir(world.host.path(world.out)) == []
+    assert os.listdir(world.host.path(world.out)) == [".data"]
     world.plugin.close()
 
 
@@ -250,6 +250,42 @@ def test_what_the_engine_has_torn_down_is_told_and_mounted_again(
     assert client.get("v")["Status"]["attached"] is True
     assert str(world.out / "idle") not in world.mounts()
     client.unmount("v", "id")
+
+
+def test_what_the_engine_tears_down_late_is_mounted_again(world: World) -> None:
+    """The sweep sees what is taken while the server runs, and an idle one stays so."""
+    world.client.create("v", OPTIONS["quota"])
+    world.client.mount("v", "id")
+    world.file("v").write_text("kept")
+    world.tear(world.out / "v")
+    eventually(lambda: str(world.out / "v") in world.mounts(), "it is mounted")
+    assert world.file("v").read_text() == "kept"
+    world.client.unmount("v", "id")
+    assert world.mounts() == []
+
+
+def test_another_root_without_volumes_is_refused(world: World) -> None:
+    """Where the data was elsewhere, an empty store is no reason to begin anew."""
+    plugin = world.plugin
+    world.client.create("v")
+    root, moved = world.host.path(plugin.root), plugin.folder / "moved"
+    plugin.kill()
+    root.rename(world.host.path(moved))
+    plugin.root.symlink_to(world.plugin.folder / "other")
+    (plugin.folder / "other").mkdir()
+    status, output = plugin.refuse()
+    assert status == 1
+    assert f"the plugin's data was in {plugin.root} of the host" in output
+    assert f"data.source={plugin.root}" in output
+    # With volumes in it, it has been moved there.
+    plugin.root.unlink()
+    plugin.root.symlink_to(moved)
+    plugin.start()
+    assert set(world.client.list()) == {"v"}
+    plugin.kill()
+    plugin.root.unlink()
+    moved.rename(plugin.root)
+    plugin.start()
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -1,16 +1,15 @@
 """Mount namespaces: which containers hold a file system, and who sees a mount."""
 
-import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from functools import cache
 from typing import Final
 
 import attrs
 
 from volplugin.errors import Unavailable, from_os_error
-from volplugin.host import mountinfo
+from volplugin.host import mountinfo, surroundings
 from volplugin.host.mountinfo import Mount
 
 # A process that has ended: no entry, no task, and for a zombie's mount table EINVAL.
@@ -67,13 +66,19 @@ def showing(
     `holders`.
     """
     found: dict[str, tuple[Process, Mount]] = {}
+    try:
+        hosts = {surroundings.root_in(mountinfo.read(pid)) for pid in ("self", 1)} - {
+            None
+        }
+    except OSError as error:
+        raise from_os_error(error, "look at the mounts of the host") from error
     # A table shows what its process can reach: one that is in a chroot inside a
     # container sees less than the others, so each root directory is asked.
     for (namespace, _), pids in _foreign_groups().items():
         if namespace not in found:
-            found.update(
-                (namespace, holder) for holder in _first_that_mounts(pids, has)
-            )
+            holder = _first_that_mounts(pids, has, hosts)
+            if holder is not None:
+                found[namespace] = holder
     return list(found.values())
 
 
@@ -142,11 +147,12 @@ def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
     # Processes by mount namespace and root directory, without ours; pids ascending.
     try:
         own_namespace = os.readlink("/proc/self/ns/mnt")
-        roots = _roots_of_the_host()
+        own_root = _root_of("self")
         pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
     except OSError as error:
         raise from_os_error(error, "list the processes") from error
     groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
+    hidden: dict[str, list[int]] = {}
     for pid in pids:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
@@ -155,45 +161,45 @@ def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
             root = _root_of(pid)
         except PermissionError:
             # A process with a capability that we lack hides its links, not its mounts.
-            if not _shares_our_view(pid):
-                groups[f"of process {pid}", (0, 0)] = [pid]
+            hidden.setdefault(_view_of(pid), []).append(pid)
             continue
         except OSError as error:
             if error.errno in _GONE:
                 continue
             raise _cannot_look(error, pid) from error
-        if root not in roots:
+        if root != own_root:
             groups.setdefault((namespace, root), []).append(pid)
+    for view, viewers in hidden.items():
+        if not _is_in_our_namespace(viewers):
+            groups[view, (0, 0)] = viewers
     return groups
 
 
-def _roots_of_the_host() -> set[tuple[int, int]]:
-    roots = {_root_of("self")}
-    with contextlib.suppress(PermissionError):  # then it is ours to look at nobody's
-        roots.add(_root_of(1))
-    return roots
+def _view_of(pid: int) -> str:
+    """Return what the mount table begins with: one word for a namespace and a root.
 
-
-def _shares_our_view(pid: int) -> bool:
-    """Tell from mount tables whether ``pid`` has our namespace, or our root directory.
-
-    The ids of mounts are unique on a host: one that two tables share makes them one
-    namespace. A root directory shows as the mount at ``/``.
+    The ids of mounts are unique on a host. Where nothing is told, the process is alone.
     """
     try:
-        theirs, ours = mountinfo.read(pid), mountinfo.read()
+        with open(f"/proc/{pid}/mountinfo", "rb") as table:
+            return os.fsdecode(table.readline()) or f"of process {pid}"
     except OSError as error:
         if error.errno in _GONE:
-            return True  # it ended: nothing to ask it for
+            return f"of process {pid}"
         raise _cannot_look(error, pid) from error
-    if {mount.mount_id for mount in theirs} & {mount.mount_id for mount in ours}:
-        return True
-    root, own_root = mountinfo.at("/", theirs), mountinfo.at("/", ours)
-    return (
-        root is not None
-        and own_root is not None
-        and (root.device, root.root) == (own_root.device, own_root.root)
-    )
+
+
+def _is_in_our_namespace(pids: list[int]) -> bool:
+    ours = {mount.mount_id for mount in mountinfo.read()}
+    for pid in pids:
+        try:
+            theirs = mountinfo.read(pid)
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            raise _cannot_look(error, pid) from error
+        return any(mount.mount_id in ours for mount in theirs)
+    return True  # all have ended: there is nothing to ask them for
 
 
 def _root_of(pid: int | str) -> tuple[int, int]:
@@ -202,8 +208,10 @@ def _root_of(pid: int | str) -> tuple[int, int]:
 
 
 def _first_that_mounts(
-    pids: list[int], has: Callable[[Mount, Sequence[Mount]], bool]
-) -> Iterator[tuple[Process, Mount]]:
+    pids: list[int],
+    has: Callable[[Mount, Sequence[Mount]], bool],
+    hosts: Container[tuple[str, str] | None],
+) -> tuple[Process, Mount] | None:
     # Any process of the group will do; the next ones are for when the first has ended.
     for pid in pids:
         try:
@@ -212,11 +220,13 @@ def _first_that_mounts(
             if error.errno in _GONE:
                 continue
             raise _cannot_look(error, pid) from error
+        if surroundings.root_in(mounts) in hosts:
+            return None
         for mount in mounts:
             if has(mount, mounts):
-                yield Process(pid, _program(pid)), mount
-                return
-        return
+                return Process(pid, _program(pid)), mount
+        return None
+    return None
 
 
 def _program(pid: int) -> str:

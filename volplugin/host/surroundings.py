@@ -6,9 +6,11 @@ host a directory of ours is.
 """
 
 import os
+from collections.abc import Sequence
 
 from volplugin.errors import InvalidArgument
 from volplugin.host import mountinfo
+from volplugin.host.mountinfo import Mount
 
 # What every container has of its own, or of the host's, that is no place for files.
 _NO_PLACES = ("/dev", "/etc", "/proc", "/run", "/sys")
@@ -17,12 +19,20 @@ _NO_PLACES = ("/dev", "/etc", "/proc", "/run", "/sys")
 def is_contained() -> bool:
     """Tell whether our root directory is another one than that of process 1."""
     try:
-        ours, hosts = os.stat("/"), os.stat("/proc/1/root")
-    except (
-        OSError
-    ):  # not ours to look at: then it is no host that gave us its processes
+        ours, hosts = root_in(mountinfo.read()), root_in(mountinfo.read(1))
+    except OSError:  # none to look at: no host has given us its processes
         return False
-    return (ours.st_dev, ours.st_ino) != (hosts.st_dev, hosts.st_ino)
+    return hosts is not None and ours != hosts
+
+
+def root_in(mounts: Sequence[Mount]) -> tuple[str, str] | None:
+    """Return what tells the root directory of a mount table's process from others.
+
+    By its mount: processes with more capabilities than we have hide their directories.
+    None for a root directory on which nothing is mounted, as in a chroot.
+    """
+    root = mountinfo.at("/", mounts)
+    return None if root is None else (root.device, root.root)
 
 
 def path_on_host(path: str) -> str | None:
@@ -47,27 +57,30 @@ def path_on_host(path: str) -> str | None:
     return os.path.join(mount.mountpoint, rest).rstrip("/") or "/"
 
 
-def require_kept(path: str) -> None:
+def require_kept(path: str, shared: str) -> None:
     """Raise `InvalidArgument` for a directory that would go with our container.
 
     Such is one, be it still to be made, on the container's own root file system: of the
-    host's directories it has only those that were bound into it.
+    host's directories it has only those that were bound into it. Below ``shared`` there
+    are mounts for the host and nothing else.
     """
     if not is_contained():
         return
     table = mountinfo.read()
+    root = mountinfo.at("/", table)
     mount = mountinfo.covering(path, table)
-    if mount is not None and mount.mountpoint != "/":
+    if mount not in (None, root) and not mountinfo.is_within(path, shared):
         return
-    bound = [
+    bound = {
         each.mountpoint
         for each in table
-        if each.mountpoint != "/"
+        if root is not None
+        and each.parent_id == root.mount_id
         and not any(mountinfo.is_within(each.mountpoint, no) for no in _NO_PLACES)
-        and mountinfo.covering(os.path.dirname(each.mountpoint), table) == mount
-    ]
+        and not mountinfo.is_within(each.mountpoint, shared)
+    }
     raise InvalidArgument(
         f"{path} is inside the plugin, and would be deleted with it or with its next "
         f"upgrade: of the host's directories it has those at or below "
-        f"{' and '.join(sorted(set(bound))) or '(none)'}"
+        f"{' and '.join(sorted(bound)) or '(none)'}"
     )

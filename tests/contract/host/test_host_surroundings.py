@@ -13,8 +13,8 @@ pytestmark = pytest.mark.root
 def test_a_host_is_no_container(scratch: Path) -> None:
     """Without a root directory of its own nothing goes with this process."""
     assert not surroundings.is_contained()
-    surroundings.require_kept(str(scratch))
-    surroundings.require_kept("/no/such/directory")
+    surroundings.require_kept(str(scratch), "/volumes")
+    surroundings.require_kept("/no/such/directory", "/volumes")
 
 
 def test_the_path_on_a_host_is_the_same(scratch: Path) -> None:
