@@ -45,8 +45,8 @@ SCALARS: Final = (
 )
 _BACKEND: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 # A backend keeps its things in ROOT/NAME, beside the lock, the note of sockets, the
-# store, and the broken stores that `volplugin recover` puts aside.
-_TAKEN: Final = re.compile(r"lock|sockets(\.new)?|store([.-].*)?")
+# store, the stores that were put aside, and a managed plugin's admin socket.
+_TAKEN: Final = re.compile(r"admin\.sock|lock|sockets(\.new)?|store([.-].*)?")
 
 
 def load(

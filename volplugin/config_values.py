@@ -25,6 +25,8 @@ from volplugin.parsers import quote
 
 DEFAULT_SOCKET: Final = "/run/docker/plugins/volplugin.sock"
 DEFAULT_ADMIN_SOCKET: Final = "/run/volplugin/admin.sock"
+MANAGED_ADMIN_SOCKET: Final = "admin.sock"
+"""In the root: all that a managed plugin and its host have in common at each boot."""
 
 MANAGED_DRAIN: Final = 8.0
 """Seconds: dockerd kills a managed plugin 10 s after it has asked it to end."""

@@ -1,6 +1,7 @@
 """The admin socket's messages, and what the command makes of its words."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -29,7 +30,7 @@ from volplugin.admin.messages import (
     TakeOverAnswer,
     VolumeRequest,
 )
-from volplugin.cli import cli
+from volplugin.cli import cli, volumes
 from volplugin.errors import Code, Internal, InvalidArgument, VolpluginError
 
 KINDS = VolpluginError.__subclasses__()
@@ -427,3 +428,27 @@ def test_wrong_words_of_the_others(arguments: list[str], reason: str) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert reason.lower() in done.output.lower()
+
+
+def test_a_managed_plugin_is_found_in_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody says otherwise, and no server is at the usual place."""
+    monkeypatch.setattr(volumes, "DEFAULT_ADMIN_SOCKET", str(tmp_path / "usual"))
+    monkeypatch.setenv("VOLPLUGIN_CONFIG", "/dev/null")
+    monkeypatch.setenv("VOLPLUGIN_ROOT", str(tmp_path))
+    monkeypatch.setenv("VOLPLUGIN_ADMIN_SOCKET", str(tmp_path / "usual"))
+
+    def told() -> str:
+        done = CliRunner().invoke(cli, ["volume", "release", "db"])
+        assert done.exit_code == 1
+        return str(done.output)
+
+    assert f"no server listens on {tmp_path}/usual:" in told()
+    (tmp_path / "admin.sock").touch()
+    assert f"no server listens on {tmp_path}/admin.sock:" in told()
+    (tmp_path / "usual").touch()
+    assert f"no server listens on {tmp_path}/usual:" in told()
+    (tmp_path / "usual").unlink()
+    monkeypatch.setenv("VOLPLUGIN_ADMIN_SOCKET", str(tmp_path / "other"))
+    assert f"no server listens on {tmp_path}/other:" in told()

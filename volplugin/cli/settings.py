@@ -22,8 +22,8 @@ def finding(command: F) -> F:
         click.option(
             "--admin-socket",
             metavar="PATH",
-            help="Where operators' commands reach the server.  "
-            "[default: /run/volplugin/admin.sock]",
+            help="Where operators' commands reach the server; a managed plugin's is "
+            "ROOT/admin.sock.  [default: /run/volplugin/admin.sock]",
         ),
         click.option(
             "--config",

@@ -1,5 +1,6 @@
 """The commands of operators, for the server that runs: ``volume``, ``snapshot``."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from volplugin.cli.settings import fail, finding, load_or_fail, tell
+from volplugin.config_values import DEFAULT_ADMIN_SOCKET, MANAGED_ADMIN_SOCKET
 from volplugin.errors import VolpluginError
 from volplugin.sizes import format_size
 
@@ -290,7 +292,16 @@ def _server(flags: dict[str, Any]) -> "AdminClient":
     # Imported here so that `--help` does not wait for the client's libraries.
     from volplugin.admin.client import AdminClient  # noqa: PLC0415
 
-    return AdminClient(load_or_fail(flags).admin_socket)
+    config = load_or_fail(flags)
+    socket = config.admin_socket
+    managed = os.path.join(config.root, MANAGED_ADMIN_SOCKET)
+    if (
+        socket == DEFAULT_ADMIN_SOCKET
+        and not os.path.lexists(socket)
+        and os.path.lexists(managed)
+    ):
+        socket = managed
+    return AdminClient(socket)
 
 
 def _failed(doing: str, error: BaseException) -> NoReturn:
