@@ -19,15 +19,18 @@ CEPH_PACKAGES := ceph-common ceph-fuse ceph-mds ceph-mgr ceph-mon ceph-osd fuse3
 	python3-rbd qemu-block-extra qemu-system-common rbd-nbd
 # What builds Debian's package and looks at it.
 DEB_PACKAGES := build-essential debhelper dh-python fakeroot lintian python3-all python3-setuptools
-TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) $(DEB_PACKAGES) btrfs-progs busybox-static debootstrap \
-	docker-compose docker.io e2fsprogs iproute2 kmod man-db mount openssl podman postgresql procps rclone systemd \
-	user-mode-linux util-linux xfsprogs
+PLUGIN_PACKAGES := mmdebstrap
+TEST_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) $(DEB_PACKAGES) $(PLUGIN_PACKAGES) btrfs-progs busybox-static \
+	debootstrap docker-compose docker-registry docker.io e2fsprogs iproute2 kmod man-db mount openssl podman \
+	postgresql procps rclone systemd user-mode-linux util-linux xfsprogs
 BENCH_PACKAGES := $(RUN_PACKAGES) $(CEPH_PACKAGES) btrfs-progs busybox-static docker.io e2fsprogs fio fuse3 kmod \
 	mount rclone user-mode-linux util-linux xfsprogs
 
 LOCK := packaging/requirements.lock
 
 ARGS ?=
+PLUGIN ?= build/plugin
+CEPH ?= no
 PYTEST_ARGS ?=
 TESTS ?= tests
 # What depends on a library's version (records, attributes, LevelDB, HTTP); the kernel,
@@ -36,7 +39,7 @@ TESTS_DEBIAN ?= tests/unit tests/protocol tests/contract/test_store_contract.py 
 	tests/contract/test_drivers_conformance.py
 
 # $(call install,PACKAGES): install those that are not there. On a host with systemd,
-# docker.io starts its daemon, as it always does; no test or benchmark uses that one.
+# docker.io and docker-registry start theirs, as they always do; no test uses those.
 define install
 @missing=; for package in $(1); do \
 	test "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed \
@@ -127,14 +130,21 @@ sbom: dist ## write the list of what is shipped: dist/volplugin.cdx.json
 	PATH=$(VENV)/bin:$$PATH packaging/sbom $(VENV_LOCKED) dist/volplugin.cdx.json
 	rm -rf $(VENV_LOCKED)
 
+.PHONY: plugin
+plugin: packages-plugin ## assemble the managed plugin for docker plugin create (PLUGIN=DIR, CEPH=yes)
+	@test "$$(id -u)" = 0 || { echo "make plugin: its files are root's; run it as root" >&2; exit 1; }
+	@CEPH=$(CEPH) packaging/plugin/assemble $(PLUGIN)
+
 .PHONY: clean
 clean: ## remove what was made here; volumes stay
 	rm -rf $(VENV) $(VENV_DEBIAN) $(VENV_TOOLS) $(VENV_LOCKED) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: packages-run packages-test packages-bench packages-deb
+.PHONY: packages-run packages-plugin packages-test packages-bench packages-deb
 packages-run:
 	$(call install,$(RUN_PACKAGES))
+packages-plugin:
+	$(call install,$(PLUGIN_PACKAGES))
 packages-test:
 	$(call install,$(TEST_PACKAGES))
 packages-bench:
