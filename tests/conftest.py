@@ -14,8 +14,8 @@ from support.engine import Engine, running  # noqa: E402
 from support.host import Host  # noqa: E402
 from support.podman import PodmanEngine, running_podman  # noqa: E402
 
-# Real mounts, disks and containers, without a server.
-pytest_plugins = ["support.kernel", "support.clusters"]
+# Real mounts, disks and containers, without a server; and a managed plugin.
+pytest_plugins = ["support.kernel", "support.clusters", "support.managed"]
 
 os.environ[processes.SESSION] = uuid.uuid4().hex
 

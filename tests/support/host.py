@@ -183,7 +183,8 @@ class Host:
         assert self._holder.stdout is not None
         self._holder.stdin.close()
         self._holder.stdout.close()
-        self._holder.wait(10)
+        # Its mounts go with it, and those of overlayfs write the whole disk back.
+        self._holder.wait(60)
         for cgroup in self._cgroups():
             for folder, _, _ in os.walk(cgroup, topdown=False):
                 os.rmdir(folder)
