@@ -76,9 +76,11 @@ class Tree:
         mount = mountinfo.at(place, table)
         if mount is None:
             return False
-        if driver.attaches(volume):
-            return driver.is_attached(attrs.evolve(volume, mountpoint=place), table)
-        return (mount.device, mount.root) == mountinfo.inside(volume.mountpoint, table)
+        if (mount.device, mount.root) == mountinfo.inside(volume.mountpoint, table):
+            return True
+        # The driver's own mount may be gone; some are told by what is mounted alone.
+        there = attrs.evolve(volume, mountpoint=place)
+        return driver.attaches(volume) and driver.is_attached(there, table)
 
     def expose(self, volume: Volume, driver: Driver) -> None:
         """Mount the attached volume for the host too. Idempotent.
