@@ -31,6 +31,7 @@ LOCK := packaging/requirements.lock
 ARGS ?=
 PLUGIN ?= build/plugin
 CEPH ?= no
+LOCKED ?= no
 PYTEST_ARGS ?=
 TESTS ?= tests
 # What depends on a library's version (records, attributes, LevelDB, HTTP); the kernel,
@@ -131,9 +132,16 @@ sbom: dist ## write the list of what is shipped: dist/volplugin.cdx.json
 	rm -rf $(VENV_LOCKED)
 
 .PHONY: plugin
-plugin: packages-plugin ## assemble the managed plugin for docker plugin create (PLUGIN=DIR, CEPH=yes)
+plugin: packages-plugin ## assemble the managed plugin for docker plugin create (PLUGIN=DIR, CEPH=yes, LOCKED=yes)
 	@test "$$(id -u)" = 0 || { echo "make plugin: its files are root's; run it as root" >&2; exit 1; }
-	@CEPH=$(CEPH) packaging/plugin/assemble $(PLUGIN)
+	@CEPH=$(CEPH) LOCKED=$(LOCKED) packaging/plugin/assemble $(PLUGIN)
+
+# Of both images: that with Ceph has all packages of the other.
+.PHONY: plugin-lock
+plugin-lock: packages-plugin ## note the packages of today's managed plugin, with hashes
+	@CEPH=yes packaging/plugin/assemble build/plugin-lock
+	@cp build/plugin-lock/rootfs/usr/share/volplugin/packages packaging/plugin/packages.lock
+	@rm -rf build/plugin-lock
 
 .PHONY: clean
 clean: ## remove what was made here; volumes stay

@@ -1,12 +1,18 @@
 """`make plugin`: the same bytes from the same commit, small, with Ceph or without."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from support.managed import Built, assemble
+from support.plugin import REPOSITORY
 
 from volplugin import __version__
 
@@ -69,3 +75,39 @@ def test_with_ceph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assemble(folder)
     code = "import cephfs, rados, rbd; print(rados.Rados.__name__)"
     assert inside(folder, "/usr/bin/python3", "-c", code) == "Rados"
+
+
+def test_the_bill_of_materials(built: Built) -> None:
+    """It is valid CycloneDX, and has each package with its hash and its licences."""
+    text = (built.first / "volplugin-plugin.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    noted = (built.first / "rootfs/usr/share/volplugin/packages").read_text()
+    hashes = {line.split()[0] for line in noted.splitlines()}
+    bill = json.loads(text)
+    assert bill["metadata"]["component"]["version"] == __version__
+    assert {each["hashes"][0]["content"] for each in bill["components"]} == hashes
+    for each in bill["components"]:
+        assert all(licence["license"]["name"] for licence in each["licenses"])
+    assert str(built.first) not in text
+
+
+def test_a_lock_that_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOCKED=yes makes nothing of packages that are not those of the lock."""
+    lock = REPOSITORY / "packaging/plugin/packages.lock"
+    for line in lock.read_text().splitlines():
+        assert re.fullmatch(r"[0-9a-f]{64}  [a-z0-9.+-]+_[^_]+_(amd64|all)\.deb", line)
+    tree = folder.parent / "tree"
+    shutil.copytree(REPOSITORY / "packaging", tree / "packaging")
+    shutil.copytree(REPOSITORY / "volplugin", tree / "volplugin")
+    for name in ("LICENSE", "plugin-config.json"):
+        shutil.copy(REPOSITORY / name, tree)
+    (tree / "packaging/plugin/packages.lock").write_text(
+        "0" * 64 + "  tini_0_all.deb\n"
+    )
+    command = [tree / "packaging/plugin/assemble", folder]
+    monkeypatch.setenv("LOCKED", "yes")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not in packages.lock" in done.stderr
+    assert "  tini_0.19" in done.stderr
+    assert not (folder / "config.json").exists()
