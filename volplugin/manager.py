@@ -60,8 +60,11 @@ class VolumeManager:
         require_name(name)
         catalog = self._core.catalog
         volume = catalog.get(name, door)
+        status = catalog.status(volume)
+        if catalog.backends.tree is None:
+            return volume, status
         shown = catalog.backends.path_on_host(volume)
-        return attrs.evolve(volume, mountpoint=shown), catalog.status(volume)
+        return attrs.evolve(volume, mountpoint=shown), status
 
     def volumes(self, door: Door = ANY_DOOR) -> list[Volume]:
         """Return all volumes that ``door`` shows, with the paths that engines get."""
