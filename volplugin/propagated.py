@@ -23,7 +23,6 @@ from volplugin.errors import Unavailable, from_os_error
 from volplugin.failpoints import hit
 from volplugin.host import foreign, mountinfo, mounts, namespaces, paths, surroundings
 from volplugin.host.mountinfo import Mount
-from volplugin.host.mounts import MountFlag
 from volplugin.model import Volume
 
 _DATA: Final = ".data"  # no volume's name
@@ -95,7 +94,10 @@ class Tree:
         # mountpoints are: `docker plugin rm` could not delete it.
         paths.make_directory(place, 0)
         hit("propagated.expose")
-        _bind(volume.mountpoint, place)
+        # With what a user has mounted in a directory of his, as dockerd itself binds
+        # it. The plugin gets the host's directories as slaves: else `withdraw` would
+        # unmount there what it unmounts here.
+        mounts.bind(volume.mountpoint, place)
         hit("propagated.exposed")
         if not self.shows(volume, driver, mountinfo.read()):
             raise Unavailable(f"{place}: the volume was mounted there and is not")
@@ -107,13 +109,9 @@ class Tree:
         """
         place = self.path(name)
         hit("propagated.withdraw")
-        while True:
-            table = mountinfo.read()
-            if mountinfo.at(place, table) is None:
-                break
-            for below in reversed(mountinfo.below(place, table)):
-                mounts.unmount(below.mountpoint)
-            mounts.unmount(place)
+        while paths_left := mountinfo.to_unmount(place, mountinfo.read()):
+            for path in paths_left:
+                mounts.unmount(path)
         hit("propagated.withdrawn")
         paths.remove_directory(place)
 
@@ -145,7 +143,7 @@ class Tree:
             and self.shows(volume, driver, table)
         ):
             hit("propagated.return")
-            _bind(self.path(volume.name), volume.mountpoint)
+            mounts.bind(self.path(volume.name), volume.mountpoint)
 
 
 def identity(
@@ -161,10 +159,3 @@ def identity(
         return driver.is_attached(there, table)
 
     return is_of
-
-
-def _bind(source: str, target: str) -> None:
-    # With what a user has mounted in a directory of his, as dockerd itself binds it.
-    # The plugin gets the host's directories as slaves: else `withdraw` would unmount
-    # there what it unmounts here.
-    mounts.mount(source, target, "", flags=MountFlag.BIND | MountFlag.REC)

@@ -141,7 +141,7 @@ class Plugin(Driver):
         client, there = self._client(volume), volume.facts["name"]
         self._mounting.unbind(volume)
         try:
-            self._mounting.detach(spec, client, there)
+            self._mounting.unmount_there(volume, client, there)
         except Unavailable as error:
             if spec.options.adopt is None:
                 raise

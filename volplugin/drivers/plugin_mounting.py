@@ -29,7 +29,6 @@ from volplugin.host import (
     patience,
 )
 from volplugin.host.mountinfo import Mount
-from volplugin.host.mounts import MountFlag
 from volplugin.logs import log
 from volplugin.model import Volume
 from volplugin.parsers import quote
@@ -154,8 +153,7 @@ class Mounting:
 
     def _bind(self, found: int, volume: Volume) -> None:
         path = _path_of(found)
-        flags = MountFlag.BIND | MountFlag.REC
-        mounts.mount(f"/proc/self/fd/{found}", volume.mountpoint, "", flags=flags)
+        mounts.bind(f"/proc/self/fd/{found}", volume.mountpoint)
         table = mountinfo.read()
         bound = mountinfo.at(volume.mountpoint, table)
         if bound is None or mountinfo.inside(path, table) != (bound.device, bound.root):
@@ -163,8 +161,11 @@ class Mounting:
 
     def detach(self, spec: Spec, client: PluginClient, name: str) -> None:
         """Take back `attach`, whatever of it was done."""
-        volume = spec.volume
-        self.unbind(volume)
+        self.unbind(spec.volume)
+        self.unmount_there(spec.volume, client, name)
+
+    def unmount_there(self, volume: Volume, client: PluginClient, name: str) -> None:
+        """Have the plugin unmount what it was asked to mount, if it was."""
         path = self._notes.read(volume.id)
         if path is None:
             return
@@ -202,12 +203,10 @@ class Mounting:
 
     def unbind(self, volume: Volume) -> None:
         """Unmount what is bound here; what is not is success."""
-        path = volume.mountpoint
         while self.is_attached(volume, table := mountinfo.read()):
             hit("plugin.unbind")
-            for mount in reversed(mountinfo.below(path, table)):
-                _unmount(mount.mountpoint)
-            _unmount(path)
+            for path in mountinfo.to_unmount(volume.mountpoint, table):
+                _unmount(path)
 
     def is_attached(self, volume: Volume, table: Sequence[Mount]) -> bool:
         """Tell from a mount table whether the volume is attached."""

@@ -34,17 +34,11 @@ class MountNotes:
 
         None is for a volume that it was not asked to mount.
         """
-        try:
-            with open(self._path(volume_id), encoding="utf-8") as file:
-                return file.read()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
+        return _read(self._path(volume_id))
 
     def write(self, volume_id: str, path: str) -> None:
         """Note that a mount is about to be asked for, or was answered with ``path``."""
-        # In one write(2), of which a death leaves all or nothing.
-        with open(self._path(volume_id), "w", encoding="utf-8") as file:
-            file.write(path)
+        _write(self._path(volume_id), path)
 
     def drop(self, volume_id: str) -> None:
         """Forget the mount; what is not there is success."""
@@ -52,16 +46,11 @@ class MountNotes:
 
     def expect(self, volume_id: str, path: str) -> None:
         """Note where the plugin will mount a volume, as it says beforehand."""
-        with open(self._expected(volume_id), "w", encoding="utf-8") as file:
-            file.write(path)
+        _write(self._expected(volume_id), path)
 
     def expected(self, volume_id: str) -> str:
         """Return where the plugin will mount a volume, "" if it did not say."""
-        try:
-            with open(self._expected(volume_id), encoding="utf-8") as file:
-                return file.read()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return ""
+        return _read(self._expected(volume_id)) or ""
 
     def forget(self, volume_id: str) -> None:
         """Drop all notes of a volume."""
@@ -73,6 +62,20 @@ class MountNotes:
 
     def _path(self, volume_id: str) -> str:
         return os.path.join(self._folder, volume_id)
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _write(path: str, text: str) -> None:
+    # In one write(2), of which a death leaves all or nothing.
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _unlink(path: str) -> None:

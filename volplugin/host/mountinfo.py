@@ -110,6 +110,16 @@ def below(path: str, mounts: Sequence[Mount]) -> list[Mount]:
     ]
 
 
+def to_unmount(path: str, mounts: Sequence[Mount]) -> list[str]:
+    """Return where to unmount, one after the other, for the mount at ``path`` to end.
+
+    What is stacked there is left for the next look; nothing where nothing is there.
+    """
+    if at(path, mounts) is None:
+        return []
+    return [*reversed([mount.mountpoint for mount in below(path, mounts)]), path]
+
+
 def inside(path: str, mounts: Sequence[Mount]) -> tuple[str, str] | None:
     """Return the device of ``path`` and its path within that file system.
 

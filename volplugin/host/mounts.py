@@ -66,6 +66,14 @@ def mount(
     raise _mount_error(error, doing, kind, data) from error
 
 
+def bind(source: str, target: str) -> None:
+    """Show the directory ``source``, with all that is mounted in it, at ``target``.
+
+    Not idempotent; errors as for `mount`.
+    """
+    mount(source, target, "", flags=MountFlag.BIND | MountFlag.REC)
+
+
 def remount(target: str, *, flags: MountFlag) -> None:
     """Give the mount on the directory ``target``, no other of its file system, flags.
 

@@ -66,12 +66,7 @@ def showing(
     `holders`.
     """
     found: dict[str, tuple[Process, Mount]] = {}
-    try:
-        hosts = {surroundings.root_in(mountinfo.read(pid)) for pid in ("self", 1)} - {
-            None
-        }
-    except OSError as error:
-        raise from_os_error(error, "look at the mounts of the host") from error
+    hosts = cache(_roots_of_hosts)  # two tables, read where a mount is found alone
     # A table shows what its process can reach: one that is in a chroot inside a
     # container sees less than the others, so each root directory is asked.
     for (namespace, _), pids in _foreign_groups().items():
@@ -80,6 +75,14 @@ def showing(
             if holder is not None:
                 found[namespace] = holder
     return list(found.values())
+
+
+def _roots_of_hosts() -> Container[tuple[str, str] | None]:
+    try:
+        roots = {surroundings.root_in(mountinfo.read(pid)) for pid in ("self", 1)}
+    except OSError as error:
+        raise from_os_error(error, "look at the mounts of the host") from error
+    return roots - {None}
 
 
 def besides(found: Sequence[Process], pid: int) -> list[Process]:
@@ -107,10 +110,7 @@ def is_ours(pid: int) -> bool:
 
     True as well where it can't be told, as the process has ended.
     """
-    try:
-        return os.readlink(f"/proc/{pid}/ns/mnt") == _own_namespace()
-    except OSError:
-        return True
+    return _namespace_of(pid) in {None, _own_namespace()}
 
 
 def sees(pid: int, path: str) -> bool:
@@ -146,7 +146,7 @@ def _own_namespace() -> str:
 def _foreign_groups() -> dict[tuple[str, tuple[int, int]], list[int]]:
     # Processes by mount namespace and root directory, without ours; pids ascending.
     try:
-        own_namespace = os.readlink("/proc/self/ns/mnt")
+        own_namespace = _own_namespace()
         own_root = _root_of("self")
         pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
     except OSError as error:
@@ -210,7 +210,7 @@ def _root_of(pid: int | str) -> tuple[int, int]:
 def _first_that_mounts(
     pids: list[int],
     has: Callable[[Mount, Sequence[Mount]], bool],
-    hosts: Container[tuple[str, str] | None],
+    hosts: Callable[[], Container[tuple[str, str] | None]],
 ) -> tuple[Process, Mount] | None:
     # Any process of the group will do; the next ones are for when the first has ended.
     for pid in pids:
@@ -220,12 +220,10 @@ def _first_that_mounts(
             if error.errno in _GONE:
                 continue
             raise _cannot_look(error, pid) from error
-        if surroundings.root_in(mounts) in hosts:
+        mount = next((each for each in mounts if has(each, mounts)), None)
+        if mount is None or surroundings.root_in(mounts) in hosts():
             return None
-        for mount in mounts:
-            if has(mount, mounts):
-                return Process(pid, _program(pid)), mount
-        return None
+        return Process(pid, _program(pid)), mount
     return None
 
 

@@ -28,10 +28,23 @@ def boot_id() -> str:
 
 
 def client_of(sock: socket.socket) -> Client:
-    """Return the process that connected ``sock``, a unix socket, by SO_PEERCRED.
+    """Return the process that connected ``sock``, as `peer_of`.
 
     Where the kernel cannot name it (another pid namespace: pid 0), or it has ended
     since, the client has what is known.
+    """
+    pid = peer_of(sock)
+    found = _stat(pid) if pid else None
+    if found is None:
+        return Client(pid=pid)
+    return Client(program=found.program, pid=pid, started=found.started)
+
+
+def peer_of(sock: socket.socket) -> int:
+    """Return the process at the other end of a unix socket, by SO_PEERCRED.
+
+    To who listens that is who connected, to who connected who began to listen. 0 is one
+    of another pid namespace.
     """
     try:
         answer = sock.getsockopt(
@@ -39,11 +52,7 @@ def client_of(sock: socket.socket) -> Client:
         )
     except OSError as error:
         raise from_os_error(error, "ask for the peer of a socket") from error
-    pid = _CREDENTIALS.unpack(answer)[0]
-    found = _stat(pid) if pid else None
-    if found is None:
-        return Client(pid=pid)
-    return Client(program=found.program, pid=pid, started=found.started)
+    return int(_CREDENTIALS.unpack(answer)[0])
 
 
 def is_alive(client: Client) -> bool:

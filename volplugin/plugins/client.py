@@ -37,7 +37,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, 0.4)  # seconds between tries to reach it
 _LOOK: Final = 1.0  # seconds
 _SHOWN: Final = 400  # characters of what it says
 
-_READS: Final = frozenset({"Get", "List", "Path", "Capabilities"})
+_READS: Final = frozenset({"Get", "List"})
 """Calls that may be made again though an earlier one was sent: they change nothing."""
 
 

@@ -5,7 +5,6 @@ import http.client
 import os
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, Final, cast
 import attrs
 
 from volplugin.errors import InvalidArgument
+from volplugin.host import processes
 from volplugin.plugins.discovery import TLS, Address
 
 LARGEST_ANSWER: Final = 32 << 20  # bytes; a List of a hundred thousand volumes has 15M
@@ -83,7 +83,7 @@ def listener_of(address: Address, *, limit: float) -> int | None:
     except OSError:
         return None
     try:
-        return _peer(connected) or None  # 0 is one of another pid namespace
+        return processes.peer_of(connected) or None
     finally:
         connected.close()
 
@@ -253,17 +253,11 @@ def _wrapped(
 
 
 def _require_another(connected: socket.socket, address: Address) -> None:
-    if _peer(connected) == os.getpid():
+    if processes.peer_of(connected) == os.getpid():
         raise InvalidArgument(
             f"{address} is this volplugin itself: name another plugin, or create the "
             f"volume without plugin="
         )
-
-
-def _peer(connected: socket.socket) -> int:
-    """Return the process that began to listen: struct ucred of unix(7)."""
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("iII", raw)[0])
 
 
 def _left(deadline: float) -> float:

@@ -113,6 +113,8 @@ def test_components_are_compared_whole() -> None:
     ]
     assert mountinfo.below("/mnt/a", table) == []
     assert len(mountinfo.below("/", table)) == 2
+    assert mountinfo.to_unmount("/mnt", table) == []
+    assert mountinfo.to_unmount("/", table) == ["/mnt/ab/c", "/mnt/a", "/"]
     assert mountinfo.at("/mnt", table) is None
     assert mountinfo.covering("/x", table[1:]) is None
     assert mountinfo.inside("/x", table[1:]) is None
