@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Container, run, wait_for_program
+from support.wait import eventually
 
 from volplugin.host import mountinfo, namespaces
 
@@ -90,11 +91,14 @@ def test_quick_with_many_processes(tmpfs: Path, container: Container) -> None:
     """Five hundred processes of containers and host are looked through in no time."""
     container(tmpfs, "for i in $(seq 250); do sleep 600 & done;")
     container(tmpfs, "for i in $(seq 250); do sleep 600 & done;")
+    eventually(
+        lambda: int(run("pgrep", "-c", "-f", "^sleep 600$")) >= 500,
+        "all of them have begun",
+    )
     start = time.perf_counter()
     held = namespaces.holders(*place(tmpfs))
     assert time.perf_counter() - start < 0.5
     assert len(held) == 2
-    assert int(run("pgrep", "-c", "-f", "^sleep 600$")) >= 500
 
 
 def test_processes_that_end_meanwhile(tmpfs: Path, container: Container) -> None:
